@@ -1,0 +1,40 @@
+# Every command makes its own .venv first; a second call with nothing changed costs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROFILE ?= mini
+OUTPUTS ?= outputs
+DATA ?=
+
+.PHONY: chain test test-all lint lab doctor clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	touch $@
+
+chain: $(VENV)/.installed
+	$(BIN)/python -m gmai_lib.chain --profile $(PROFILE) --outputs "$(OUTPUTS)" $(if $(DATA),--data "$(DATA)")
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed
+	$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info" notebooks/*.ipynb
+
+lab: $(VENV)/.installed
+	$(BIN)/jupyter lab notebooks
+
+doctor: $(VENV)/.installed
+	$(BIN)/python -m gmai_lib.doctor
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
+	find $(OUTPUTS) -mindepth 1 ! -name .gitkeep -delete

@@ -1,0 +1,341 @@
+"""Profiles, stages and mixtures: every number of a run, with its origin.
+
+`load("mini")`, `load("single_gpu")` or `load("paper")` returns a frozen `Profile`; a variant is
+`dataclasses.replace(load("mini"), seed=1)`. Marks: [paper] arXiv:2411.14522 v2, [code] the
+authors' public code, [chosen] ours.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+PARTS = ("vision_tower", "multi_modal_projector", "language_model")
+STAGES = ("shallow_alignment", "deep_alignment", "instruction_tuning")
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A CLIP-layout vision transformer (names as in transformers' CLIPVisionConfig)."""
+
+    pretrained: str  # hub id or folder; "" = trained from scratch in notebook 05
+    image_size: int  # pixels, square
+    patch_size: int  # pixels, square
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+
+    @property
+    def num_patches(self) -> int:
+        """Image tokens the language model receives per image (class token dropped)."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide {self.image_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A Llama-layout language model (names as in transformers' LlamaConfig)."""
+
+    pretrained: str  # hub id or folder; "" = trained from scratch in notebook 05
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    rope_theta: float
+    tie_word_embeddings: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandInConfig:
+    """How notebook 05 makes small stand-ins for CLIP and the language model (mini only)."""
+
+    vision_steps: int  # optimizer steps of contrastive image-text pretraining
+    vision_batch_size: int  # image-text pairs per step; the negatives of each other
+    vision_learning_rate: float
+    language_steps: int  # optimizer steps of next-token pretraining on text
+    language_batch_size: int
+    language_learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training stage."""
+
+    name: str
+    trainable: tuple[str, ...]  # which of PARTS learn; the others stay bit-identical
+    learning_rates: dict[str, float]  # AdamW peak per trainable part
+    subsets: tuple[str, ...]  # which Sample subsets are drawn
+    max_steps: int | None  # optimizer steps; None = `epochs` passes over the mixture
+    epochs: float
+    global_batch_size: int  # packs per optimizer step, over all ranks
+    micro_batch_size: int  # packs per rank per forward
+    max_length: int  # tokens per pack, image tokens included
+    warmup_ratio: float
+    weight_decay: float
+    adam_betas: tuple[float, float] = (0.9, 0.999)  # [authors' material]
+    max_grad_norm: float = 1.0  # [code]
+    precision: str = "bf16"
+    zero_stage: int = 2  # DeepSpeed ZeRO
+
+    def __post_init__(self):
+        if not set(self.trainable) <= set(PARTS):
+            raise ValueError(f"stage {self.name}: trainable {self.trainable} not within {PARTS}")
+        if set(self.learning_rates) != set(self.trainable):
+            raise ValueError(
+                f"stage {self.name}: learning rates for {sorted(self.learning_rates)} "
+                f"but trainable parts are {sorted(self.trainable)}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"stage {self.name}: precision {self.precision} not in {PRECISIONS}")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"stage {self.name}: zero_stage {self.zero_stage} not in 0..3")
+
+    def gradient_accumulation_steps(self, world_size: int) -> int:
+        """Micro steps per optimizer step; ValueError if the batch sizes do not divide."""
+        per_micro_step = self.micro_batch_size * world_size
+        if self.global_batch_size % per_micro_step:
+            raise ValueError(
+                f"stage {self.name}: global batch {self.global_batch_size} is not a multiple of "
+                f"micro batch {self.micro_batch_size} x world size {world_size}"
+            )
+        return self.global_batch_size // per_micro_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the builder makes."""
+
+    phantom_images_per_modality: int  # procedural images for each phantom modality
+    phantom_size: int  # pixels, square
+    chinese_fraction: float  # share of image records also written in Chinese [paper: about 0.3]
+    validation_fraction: float  # of patients or volumes, where a source has no split of its own
+    test_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Everything a run needs; `asdict` of it is written beside every artefact."""
+
+    name: str
+    vision: VisionConfig
+    text: TextConfig
+    stand_ins: StandInConfig | None
+    stages: tuple[Stage, ...]
+    data: DataConfig
+    ranks: int  # processes the launcher starts on one machine
+    vision_feature_layer: int = -2  # [code] second-to-last layer, class token dropped
+    benchmark_images: int = 400  # images of the phantom benchmark
+    evaluation_batch_size: int = 64
+    seed: int = 0
+
+    def stage(self, name: str) -> Stage:
+        """Return the stage called `name`; ValueError lists the known ones."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ValueError(f"no stage {name!r} in profile {self.name}; known: {STAGES}")
+
+    def to_json(self, path: Path) -> Path:
+        """Write the resolved configuration; `Profile.from_json` gives an equal object back."""
+        from gmai_lib.outputs import write_json
+
+        return write_json(path, asdict(self))
+
+    @classmethod
+    def from_json(cls, path: Path) -> "Profile":
+        """Read what `to_json` wrote."""
+        raw = json.loads(Path(path).read_text("utf-8"))
+        raw["vision"] = VisionConfig(**raw["vision"])
+        raw["text"] = TextConfig(**raw["text"])
+        raw["stand_ins"] = StandInConfig(**raw["stand_ins"]) if raw["stand_ins"] else None
+        raw["data"] = DataConfig(**raw["data"])
+        stages = []
+        for stage in raw["stages"]:
+            tuples = ("trainable", "subsets", "adam_betas")
+            stages.append(Stage(**stage | {k: tuple(stage[k]) for k in tuples}))
+        raw["stages"] = tuple(stages)
+        unknown = set(raw) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"{path}: unknown profile fields {sorted(unknown)}")
+        return cls(**raw)
+
+
+def _three_stages(**common) -> tuple[Stage, Stage, Stage]:
+    """The paper's schedule (table 3): which parts learn, at which peak rate, on which subsets."""
+    image_subsets = ("caption", "percept", "instruct")
+    all_subsets = (*image_subsets, "text_single", "text_multi")
+    shallow = Stage(
+        name="shallow_alignment",
+        trainable=("multi_modal_projector",),
+        learning_rates={"multi_modal_projector": 1e-3},  # [paper]
+        subsets=image_subsets,
+        **common,
+    )
+    deep = replace(
+        shallow,
+        name="deep_alignment",
+        trainable=("vision_tower", "multi_modal_projector"),
+        learning_rates=dict.fromkeys(("vision_tower", "multi_modal_projector"), 1e-4),  # [paper]
+    )
+    instruct = replace(
+        shallow,
+        name="instruction_tuning",
+        trainable=PARTS,
+        learning_rates=dict.fromkeys(PARTS, 1e-5),  # [paper]
+        subsets=all_subsets,
+    )
+    return shallow, deep, instruct
+
+
+def paper() -> Profile:
+    """CLIP ViT-L/14-336 and InternLM2.5-7B on 8 to 32 GPUs."""
+    return Profile(
+        name="paper",
+        vision=VisionConfig(
+            pretrained="openai/clip-vit-large-patch14-336",  # [code] paper says "CLIP", 336 px
+            image_size=336,
+            patch_size=14,
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+        ),
+        text=TextConfig(
+            pretrained="internlm/internlm2_5-7b-chat",  # [paper] InternLM2.5-7B; variant unstated
+            vocab_size=92544,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=32768,
+            rope_theta=1e6,
+        ),
+        stand_ins=None,
+        stages=_three_stages(
+            max_steps=None,
+            epochs=1.0,  # [code]
+            global_batch_size=512,  # [paper] 32 GPUs x 8 x 2, then 32 x 4 x 4
+            micro_batch_size=4,
+            max_length=2048,  # [code]
+            warmup_ratio=0.03,  # [code]
+            weight_decay=0.0,  # [code] README value; the parser's default is 0.01
+            zero_stage=2,
+        ),
+        data=DataConfig(
+            phantom_images_per_modality=0,
+            phantom_size=336,
+            chinese_fraction=0.3,
+            validation_fraction=0.02,
+            test_fraction=0.02,
+        ),
+        ranks=8,
+    )
+
+
+def single_gpu() -> Profile:
+    """A base-size tower and a half-billion-parameter language model on one consumer GPU."""
+    base = paper()
+    return replace(
+        base,
+        name="single_gpu",
+        vision=VisionConfig(
+            pretrained="openai/clip-vit-base-patch16",
+            image_size=224,
+            patch_size=16,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+        ),
+        text=TextConfig(
+            pretrained="Qwen/Qwen2.5-0.5B-Instruct",
+            vocab_size=151936,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            max_position_embeddings=32768,
+            rope_theta=1e6,
+            tie_word_embeddings=True,
+        ),
+        stages=tuple(replace(s, global_batch_size=64, micro_batch_size=4) for s in base.stages),
+        data=replace(base.data, phantom_images_per_modality=1000, phantom_size=224),
+        ranks=1,
+    )
+
+
+def mini() -> Profile:
+    """A few million parameters, from scratch, on two laptop cores: minutes. All [chosen]."""
+    shallow, deep, instruct = _three_stages(
+        max_steps=300,
+        epochs=1.0,
+        global_batch_size=32,
+        micro_batch_size=16,
+        max_length=384,
+        warmup_ratio=0.05,
+        weight_decay=0.01,
+        zero_stage=2,
+    )
+    # From-scratch parts need far higher rates than the paper's pretrained ones.
+    deep = replace(deep, learning_rates=dict.fromkeys(deep.trainable, 1e-3))
+    instruct = replace(instruct, learning_rates=dict.fromkeys(instruct.trainable, 1e-3))
+    return Profile(
+        name="mini",
+        vision=VisionConfig(
+            pretrained="",
+            image_size=64,
+            patch_size=8,
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+        ),
+        text=TextConfig(
+            pretrained="",
+            vocab_size=3000,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            rope_theta=1e4,
+            tie_word_embeddings=True,
+        ),
+        stand_ins=StandInConfig(
+            vision_steps=600,
+            vision_batch_size=128,
+            vision_learning_rate=1e-3,
+            language_steps=400,
+            language_batch_size=32,
+            language_learning_rate=2e-3,
+        ),
+        stages=(shallow, deep, instruct),
+        data=DataConfig(
+            phantom_images_per_modality=1000,
+            phantom_size=112,
+            chinese_fraction=0.3,
+            validation_fraction=0.05,
+            test_fraction=0.1,
+        ),
+        ranks=2,
+    )
+
+
+_PROFILES = {"mini": mini, "single_gpu": single_gpu, "paper": paper}
+
+
+def load(name: str) -> Profile:
+    """Return the profile called `name`; ValueError lists the known ones."""
+    if name not in _PROFILES:
+        raise ValueError(f"unknown profile {name!r}; choose one of {sorted(_PROFILES)}")
+    return _PROFILES[name]()

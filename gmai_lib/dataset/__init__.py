@@ -1,0 +1,1 @@
+"""Annotated medical sources in, annotation-guided image-text pairs out. Paper: section 3.1."""

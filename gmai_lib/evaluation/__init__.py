@@ -1,0 +1,1 @@
+"""Benchmarks, answer scoring and honest tables. Paper: section 5."""

@@ -1,0 +1,70 @@
+"""Where runs write: `<output_root>/<profile>/<NN_name>/`, atomically.
+
+Notebooks talk to each other only through these folders (README, "The chain").
+"""
+
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def folder(output_root: str | Path, profile: str, name: str) -> Path:
+    """Return (and create) the output folder of notebook `name`, with its `figures/`.
+
+    Raises PermissionError with the path and what to do if it cannot be written.
+    """
+    path = Path(output_root) / profile / name
+    try:
+        (path / "figures").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"cannot write to {path} ({error.strerror}); "
+            "pass another folder with --outputs or fix its permissions"
+        ) from error
+    return path
+
+
+def require(output_root: str | Path, profile: str, relative: str) -> Path:
+    """Return `<output_root>/<profile>/<relative>`, which an earlier notebook must have written.
+
+    Raises FileNotFoundError that names the notebook to run first.
+    """
+    path = Path(output_root) / profile / relative
+    if not path.exists():
+        notebook = Path(relative).parts[0]
+        raise FileNotFoundError(
+            f"{path} is missing: run notebook {notebook} first "
+            f"(python -m gmai_lib.chain --profile {profile} --to {notebook[:2]})"
+        )
+    return path
+
+
+@contextmanager
+def atomic(path: Path):
+    """Yield a temporary sibling of `path`; rename it into place only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> Path:
+    """Write `value` as indented UTF-8 JSON, atomically; return `path`."""
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def read_json(path: Path):
+    """Read JSON; ValueError names the file if it is not valid."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete or repair it") from error
