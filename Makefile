@@ -6,7 +6,7 @@ PROFILE ?= mini
 OUTPUTS ?= outputs
 DATA ?=
 
-.PHONY: chain test test-all lint lab doctor clean
+.PHONY: chain test test-slow lint lab doctor clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,8 +21,8 @@ chain: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -m ""
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
