@@ -1,0 +1,395 @@
+"""Words: readable names, English noun phrases and the English-to-Chinese lexicon.
+
+`readable` turns names as sources write them (`lung_middle_lobe_right`, `RBC`) into English,
+`indefinite`, `definite` and `quantity` put a name into a sentence ("an ulcer", "two foreign
+bodies", "left rib 9"), `translate` gives the Chinese term.
+
+Paper: section 3.1 has 30 % of the English text translated by a machine.
+Departs: a lexicon, so a Chinese term is the same everywhere and can be checked.
+"""
+
+import re
+from collections import Counter
+from functools import lru_cache
+
+from gmai_lib.schema import NO_FINDING
+
+# Labels that say that something is not there; the first is ours, the others are sources'.
+NEGATIVE_LABELS = frozenset((NO_FINDING, "no tumor"))
+# What some microscopy images show in place of an organ; it is described but not asked for.
+NOT_AN_ORGAN = "cell culture or tissue"
+
+# Source spelling (lower case, blanks for underscores, side removed) -> readable name.
+_ALIASES = {
+    "rbc": "red blood cell",
+    "wbc": "white blood cell",
+    "platelets": "platelet",
+    "nuclei": "nucleus",
+    "glioma tumor": "glioma",
+    "meningioma tumor": "meningioma",
+    "normal": NO_FINDING,
+    "xray": "X-ray",
+    "abd": "abdomen",
+    "autochthon": "autochthonous back muscle",
+    "clavicula": "clavicle",
+    "iliac vena": "iliac vein",
+    "hip": "hip bone",
+    "heart atrium": "atrium",
+    "heart ventricle": "ventricle",
+    "heart myocardium": "myocardium",
+}
+
+# Name -> (one, several) where adding "s" is wrong. "one" takes "a" or "the".
+_IRREGULAR = {
+    "foreign body": ("foreign body", "foreign bodies"),
+    "hypermetabolic focus": ("hypermetabolic focus", "hypermetabolic foci"),
+    "nucleus": ("nucleus", "nuclei"),
+    "cell nucleus": ("cell nucleus", "cell nuclei"),
+    "drusen": ("drusen deposit", "drusen deposits"),
+    "globules": ("cluster of globules", "clusters of globules"),
+    "bleeding": ("bleeding site", "bleeding sites"),
+    "necrosis": ("area of necrosis", "areas of necrosis"),
+}
+
+# Diseases and states that take no article: "The image shows pneumonia."
+_MASS_NOUN = re.compile(
+    r"(itis|osis|emia|pathy|edema|pneumonia|megaly|trophy|disease|COVID-19|SARS|ARDS)$", re.I
+)
+
+# Normal anatomy: takes "the", never "a", and is not counted. Base name (no side) -> Chinese.
+STRUCTURES = {
+    "spleen": "脾脏",
+    "kidney": "肾",
+    "gallbladder": "胆囊",
+    "liver": "肝脏",
+    "stomach": "胃",
+    "pancreas": "胰腺",
+    "adrenal gland": "肾上腺",
+    "lung": "肺",
+    "esophagus": "食管",
+    "trachea": "气管",
+    "thyroid gland": "甲状腺",
+    "thyroid": "甲状腺",
+    "small bowel": "小肠",
+    "duodenum": "十二指肠",
+    "colon": "结肠",
+    "urinary bladder": "膀胱",
+    "bladder": "膀胱",
+    "prostate": "前列腺",
+    "uterus": "子宫",
+    "sacrum": "骶骨",
+    "vertebrae": "椎体",
+    "intervertebral discs": "椎间盘",
+    "heart": "心脏",
+    "atrium": "心房",
+    "ventricle": "心室",
+    "myocardium": "心肌",
+    "aorta": "主动脉",
+    "pulmonary vein": "肺静脉",
+    "pulmonary artery": "肺动脉",
+    "brachiocephalic trunk": "头臂干",
+    "subclavian artery": "锁骨下动脉",
+    "common carotid artery": "颈总动脉",
+    "brachiocephalic vein": "头臂静脉",
+    "atrial appendage": "心耳",
+    "superior vena cava": "上腔静脉",
+    "inferior vena cava": "下腔静脉",
+    "portal vein and splenic vein": "门静脉和脾静脉",
+    "iliac artery": "髂动脉",
+    "iliac vein": "髂静脉",
+    "humerus": "肱骨",
+    "scapula": "肩胛骨",
+    "clavicle": "锁骨",
+    "femur": "股骨",
+    "hip bone": "髋骨",
+    "spinal cord": "脊髓",
+    "gluteus maximus": "臀大肌",
+    "gluteus medius": "臀中肌",
+    "gluteus minimus": "臀小肌",
+    "autochthonous back muscle": "背部固有肌",
+    "iliopsoas": "髂腰肌",
+    "brain": "脑",
+    "skull": "颅骨",
+    "sternum": "胸骨",
+    "costal cartilages": "肋软骨",
+    "subcutaneous fat": "皮下脂肪",
+    "torso fat": "躯干脂肪",
+    "skeletal muscle": "骨骼肌",
+    "knee": "膝关节",
+    "hand": "手",
+    "breast": "乳腺",
+    "torso": "躯干",
+    "retina": "视网膜",
+    "skin": "皮肤",
+    "blood": "血液",
+    "chest": "胸部",
+    "abdomen": "腹部",
+    "head": "头部",
+    "neck": "颈部",
+    "pelvis": "骨盆",
+    "foot": "足",
+    "ankle": "踝关节",
+    "shoulder": "肩关节",
+    "elbow": "肘关节",
+    "wrist": "腕关节",
+    "spine": "脊柱",
+    "lumbar spine": "腰椎",
+    "cervical spine": "颈椎",
+    "thoracic spine": "胸椎",
+    "eye": "眼",
+    "whole body": "全身",
+    "pulmonary annulus": "肺动脉瓣环",
+    "pulmonary bifurcation": "肺动脉分叉",
+    "pulmonary artery origin": "肺动脉起始部",
+    "pulmonary sinotubular junction": "肺动脉窦管交界",
+}
+_NO_ARTICLE = frozenset(("blood", NOT_AN_ORGAN))
+# Normal cells that are annotated to be counted; questions do not call them "the finding".
+_NORMAL_CELLS = frozenset(("red blood cell", "platelet", "nucleus", "cell nucleus"))
+_PLURAL_STRUCTURES = frozenset(("vertebrae", "intervertebral discs", "costal cartilages"))
+
+# English -> Chinese: vocabularies of schema.py, findings, sides, places, sizes, answers.
+LEXICON = {
+    **STRUCTURES,
+    "CT": "CT",
+    "MR": "磁共振",
+    "X-ray": "X线",
+    "ultrasound": "超声",
+    "endoscopy": "内镜",
+    "histopathology": "组织病理",
+    "fundus": "眼底照相",
+    "dermoscopy": "皮肤镜",
+    "microscopy": "显微镜",
+    "OCT": "OCT",
+    "infrared reflectance": "红外反射",
+    "PET": "PET",
+    "ophthalmoscope": "检眼镜",
+    "orthopedic surgery": "骨科",
+    "general surgery": "普通外科",
+    "gastroenterology and hepatology": "消化内科",
+    "hematology": "血液科",
+    "pulmonary medicine": "呼吸内科",
+    "sports medicine": "运动医学科",
+    "endocrinology": "内分泌科",
+    "cardiovascular surgery": "心血管外科",
+    "otolaryngology": "耳鼻喉科",
+    "obstetrics and gynecology": "妇产科",
+    "neurosurgery": "神经外科",
+    "nephrology and hypertension": "肾内科",
+    "infectious diseases": "感染科",
+    "laboratory medicine and pathology": "病理检验科",
+    "dermatology": "皮肤科",
+    "oncology": "肿瘤科",
+    "ophthalmology": "眼科",
+    "urology": "泌尿外科",
+    NO_FINDING: "未见异常",
+    "no tumor": "未见肿瘤",
+    "nodule": "结节",
+    "cyst": "囊肿",
+    "calcification": "钙化",
+    "mass": "肿块",
+    "microbleed": "微出血灶",
+    "cavity": "空洞",
+    "foreign body": "异物",
+    "hypermetabolic focus": "高代谢灶",
+    "drusen": "玻璃膜疣",
+    "exudate": "渗出",
+    "hemorrhage": "出血灶",
+    "laser scar": "激光瘢痕",
+    "ulcer": "溃疡",
+    "globules": "色素小球",
+    "polyp": "息肉",
+    "bleeding": "出血",
+    "tumor nest": "肿瘤巢",
+    "necrosis": "坏死",
+    "lymphocyte cluster": "淋巴细胞簇",
+    "white blood cell": "白细胞",
+    "red blood cell": "红细胞",
+    "platelet": "血小板",
+    "malaria parasite": "疟原虫",
+    "platelet clump": "血小板团",
+    "nucleus": "细胞核",
+    "cell nucleus": "细胞核",
+    "glioma": "胶质瘤",
+    "meningioma": "脑膜瘤",
+    "pituitary tumor": "垂体瘤",
+    "tumor": "肿瘤",
+    "kidney cyst": "肾囊肿",
+    "cell": "细胞",
+    "tissue": "组织",
+    "COVID-19": "新型冠状病毒肺炎",
+    "pneumonia": "肺炎",
+    NOT_AN_ORGAN: "细胞培养物或组织",
+    "finding": "目标",
+    "left": "左侧",
+    "right": "右侧",
+    "upper left": "左上部",
+    "upper center": "上中部",
+    "upper right": "右上部",
+    "middle left": "左中部",
+    "center": "中央",
+    "middle right": "右中部",
+    "lower left": "左下部",
+    "lower center": "下中部",
+    "lower right": "右下部",
+    "small": "小",
+    "medium": "中等",
+    "large": "大",
+    "mild": "轻度",
+    "moderate": "中度",
+    "severe": "重度",
+    "yes": "是",
+    "no": "否",
+}
+
+# Findings spread over an area take another Chinese measure word than things one can point at.
+_SPREAD = frozenset(
+    ("calcification", "hemorrhage", "bleeding", "exudate", "necrosis", "ulcer", "laser scar")
+)
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_CHINESE_NUMBERS = ("零", "一", "两", "三", "四", "五", "六", "七", "八", "九", "十")
+_CHINESE_LOBES = {"upper": "上叶", "middle": "中叶", "lower": "下叶"}
+_CHINESE_SPINE = {"C": "颈椎", "T": "胸椎", "L": "腰椎", "S": "骶椎"}
+
+
+@lru_cache(maxsize=4096)
+def readable(name: str) -> str:
+    """Return `name` as English text; a name that is readable already comes back unchanged.
+
+    `lung_middle_lobe_right` -> "middle lobe of the right lung", `rib_left_9` -> "left rib 9",
+    `vertebrae_T9` -> "vertebra T9", `hip_left` -> "left hip bone", `RBC` -> "red blood cell".
+    """
+    text = " ".join(name.replace("_", " ").split())
+    if text.isupper() and len(text) > 4 and text.replace(" ", "").isalpha():
+        text = text.lower()  # folder names such as NECROSIS
+    if match := re.fullmatch(r"lung (upper|middle|lower) lobe (left|right)", text):
+        return "{} lobe of the {} lung".format(*match.groups())
+    if match := re.fullmatch(r"rib (left|right) (\d+)", text):
+        return "{} rib {}".format(*match.groups())
+    if match := re.fullmatch(r"vertebrae ([CTLS]\d+)", text):
+        return f"vertebra {match[1]}"
+    side, base = _split_side(text)
+    base = _ALIASES.get(base.lower(), base)
+    return f"{side} {base}" if side else base
+
+
+def is_structure(name: str) -> bool:
+    """Whether the readable `name` is normal anatomy (an organ, bone, muscle or vessel)."""
+    return name in STRUCTURES or _split_side(name)[1] in STRUCTURES or _numbered(name) is not None
+
+
+def is_finding(name: str) -> bool:
+    """Whether a question may call the readable label `name` "the finding"."""
+    return not is_structure(name) and name not in _NORMAL_CELLS
+
+
+def indefinite(name: str, adjective: str = "") -> str:
+    """Return "a nodule", "a small nodule", "an ulcer", "the liver", "left rib 9", "pneumonia"."""
+    if is_structure(name):
+        return definite(name)
+    phrase = f"{adjective} {one(name)}".strip()
+    return phrase if _is_mass(name) else with_article(phrase)
+
+
+def definite(name: str) -> str:
+    """Return "the nodule", "the area of necrosis", "the liver", "left rib 9"."""
+    numbered = _numbered(name)
+    bare = _is_mass(name) or name in _NO_ARTICLE or (numbered and numbered[0] != "lobe")
+    return name if bare else f"the {one(name)}"
+
+
+def one(name: str) -> str:
+    """Return the singular without article: "nodule", "area of necrosis", "drusen deposit"."""
+    return _IRREGULAR[name][0] if name in _IRREGULAR else name
+
+
+def plural(name: str) -> str:
+    """Return "nodules", "cavities", "masses", "foreign bodies", "bleeding sites"."""
+    if name in _IRREGULAR:
+        return _IRREGULAR[name][1]
+    if name.endswith("y") and name[-2] not in "aeiou":
+        return name[:-1] + "ies"
+    return name + ("es" if name.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def with_article(phrase: str) -> str:
+    """Put "a" or "an" before `phrase`: an ulcer, an MR image, an X-ray, a uterus."""
+    vowel = phrase[0].lower() in "aeiou" and not re.match(r"(?i)(uni|ute|ur[ie]|eu|one)", phrase)
+    vowel = vowel or re.match(r"(MR|X-|FL|LGE|SPECT\b|hour)", phrase) is not None
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def quantity(name: str, count: int, language: str, adjective: str = "") -> str:
+    """Return "a small nodule", "two nodules", "12 red blood cells"; Chinese with measure word."""
+    if language == "zh":
+        number = _CHINESE_NUMBERS[count] if count <= 10 else count
+        return f"{number}{measure_word(name)}{adjective}{translate(name, 'zh')}"
+    if count == 1:
+        return indefinite(name, adjective)
+    number = _NUMBERS[count] if count <= 10 else str(count)
+    return " ".join(filter(None, (number, adjective, plural(name))))
+
+
+def measure_word(name: str) -> str:
+    """Return the Chinese measure word of a finding."""
+    return "处" if name in _SPREAD else "个"
+
+
+def are(name: str) -> bool:
+    """Whether the structure `name` is a plural ("the vertebrae are seen")."""
+    return name in _PLURAL_STRUCTURES
+
+
+def translate(term: str, language: str, unknown: Counter | None = None) -> str:
+    """Return the `language` term for the readable English `term`; numbers stay as they are.
+
+    A Chinese term that the lexicon lacks stays English and is counted in `unknown`.
+    """
+    if language == "en" or term.isdecimal():
+        return term
+    found = _chinese(term)
+    if found is None and unknown is not None:
+        unknown[term] += 1
+    return found or term
+
+
+@lru_cache(maxsize=4096)
+def _chinese(term: str) -> str | None:
+    if term in LEXICON:
+        return LEXICON[term]
+    if numbered := _numbered(term):
+        kind, side, number = numbered
+        left_right = {"left": "左", "right": "右", "": ""}[side]
+        if kind == "lobe":
+            return f"{left_right}肺{_CHINESE_LOBES[number]}"
+        if kind == "rib":
+            return f"{left_right}侧第{number}肋"
+        return f"第{number[1:]}{_CHINESE_SPINE[number[0]]}"
+    side, base = _split_side(term)
+    if side and base in LEXICON:
+        return {"left": "左", "right": "右"}[side] + LEXICON[base]
+    return None
+
+
+def _is_mass(name: str) -> bool:
+    return name not in _IRREGULAR and _MASS_NOUN.search(name) is not None
+
+
+def _split_side(text: str) -> tuple[str, str]:
+    """("left", "kidney") from "kidney left" or "left kidney"; ("", text) without a side."""
+    first, _, rest = text.partition(" ")
+    if rest and first in ("left", "right"):
+        return first, rest
+    rest, _, last = text.rpartition(" ")
+    return (last, rest) if rest and last in ("left", "right") else ("", text)
+
+
+def _numbered(name: str) -> tuple[str, str, str] | None:
+    """("rib", "left", "9"), ("vertebra", "", "T9"), ("lobe", "right", "middle") or None."""
+    if match := re.fullmatch(r"(left|right) rib (\d+)", name):
+        return "rib", match[1], match[2]
+    if match := re.fullmatch(r"vertebra ([CTLS]\d+)", name):
+        return "vertebra", "", match[1]
+    if match := re.fullmatch(r"(upper|middle|lower) lobe of the (left|right) lung", name):
+        return "lobe", match[2], match[1]
+    return None

@@ -1,0 +1,223 @@
+"""gmai_lib.dataset.build: streaming, atomic, deterministic, counted, loadable."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import datasets
+import pytest
+from synthetic_records import PNG, one_of_each, phantom, png, record, text_only
+
+from gmai_lib.dataset import build
+from gmai_lib.dataset.build import write_pairs
+from gmai_lib.dataset.writers import TemplateWriter
+from gmai_lib.schema import SPLITS
+
+
+def split_over(records):
+    """The records with splits train, train, validation, test, ..."""
+    order = ("train", "train", "validation", "test")
+    return [replace(r, split=order[i % 4]) for i, r in enumerate(records)]
+
+
+def write(records, out, **changes):
+    arguments = {"writer": TemplateWriter(0), "seed": 0, "chinese_fraction": 0.3} | changes
+    return write_pairs(records, out, **arguments)
+
+
+def load(folder, tmp_path):
+    return datasets.load_dataset("parquet", data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+
+
+def test_the_folder_loads_with_plain_datasets(tmp_path):
+    out = tmp_path / "pairs"
+    made = split_over([phantom(i, image=png(i)) for i in range(24)])
+    manifest = write(made, out, shard_rows=20)
+    loaded = load(out, tmp_path)
+    assert set(loaded) == set(SPLITS)
+    assert sum(len(part) for part in loaded.values()) == manifest["num_samples"]
+    for split, part in loaded.items():
+        for row in part:
+            source = next(r for r in made if row["id"].startswith(f"{r.id}#"))
+            assert row["split"] == split == source.split
+            pictured = row["subset"] in ("caption", "percept", "instruct")
+            assert [i["bytes"] for i in row["images"]] == ([source.image] if pictured else [])
+            assert row["conversations"][0]["role"] == "user"
+            assert [b["label"] for b in row["boxes"]] == [b.label for b in source.boxes]
+    images = (
+        loaded["train"]
+        .filter(lambda row: row["images"])
+        .cast_column("images", datasets.List(datasets.Image()))
+    )
+    assert images[0]["images"][0].size == (16, 16)
+
+
+def test_shards_are_named_counted_and_hashed(tmp_path):
+    manifest = write(split_over([phantom(i) for i in range(40)]), tmp_path, shard_rows=30)
+    on_disk = sorted(p.name for p in tmp_path.iterdir())
+    assert on_disk == sorted(["manifest.json", *(s["name"] for s in manifest["shards"])])
+    rows = Counter()
+    for shard in manifest["shards"]:
+        split, _, rest = shard["name"].partition("-")
+        rows[split] += shard["rows"]
+        total = sum(s["name"].startswith(f"{split}-") for s in manifest["shards"])
+        assert rest.endswith(f"-of-{total:05d}.parquet")
+        assert shard["rows"] <= 30 and len(shard["sha256"]) == 64
+        assert (tmp_path / shard["name"]).stat().st_size == shard["bytes"]
+    assert next(s["rows"] for s in manifest["shards"] if s["name"].startswith("train")) == 30
+    assert (
+        sum(rows.values())
+        == manifest["num_samples"]
+        == sum(row["samples"] for row in manifest["counts"])
+    )
+    by_split = Counter()
+    for row in manifest["counts"]:
+        by_split[row["split"]] += row["samples"]
+    assert by_split == rows
+    for counts in manifest["composition"].values():
+        assert sum(counts.values()) == manifest["num_samples"]
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+
+
+def test_same_seed_same_bytes(tmp_path):
+    made = split_over(one_of_each())
+    one = write(made, tmp_path / "one")
+    again = write(iter(made), tmp_path / "again")
+    other = write(made, tmp_path / "other", writer=TemplateWriter(1), seed=1)
+    assert one == again
+    assert [s["sha256"] for s in one["shards"]] != [s["sha256"] for s in other["shards"]]
+
+
+def test_every_kind_of_record_is_written_and_validated(tmp_path):
+    made = split_over(one_of_each())
+    nothing = record("nothing", modality="text", department="unstated", organ="")
+    unanswered = replace(text_only(answer=""), id="unanswered")
+    manifest = write([*made, nothing, unanswered], tmp_path)
+    assert manifest["num_records"] == len(made)
+    dropped = {r["outcome"]: r["count"] for r in manifest["ledger"] if r["outcome"] != "kept"}
+    assert dropped == {
+        "image without any annotation to write about": 1,
+        "text item without a question and answer": 1,
+    }
+    subsets = {row["subset"] for row in manifest["counts"]}
+    assert subsets == {"caption", "percept", "instruct", "text_single", "text_multi"}
+    assert manifest["writer_counts"]["question-answer pairs without text"] >= 2
+
+
+def test_chinese_fraction_is_the_share_of_image_records(tmp_path):
+    made = [phantom(i) for i in range(300)]
+    shares = {}
+    for fraction in (0.0, 0.3, 1.0):
+        manifest = write([*made, text_only()], tmp_path / str(fraction), chinese_fraction=fraction)
+        captions = Counter()
+        for row in manifest["counts"]:
+            if row["subset"] == "caption":
+                captions[row["language"]] += row["samples"]
+        shares[fraction] = captions["zh"] / captions["en"]
+        assert captions["en"] == 300
+    assert shares[0.0] == 0 and shares[1.0] == 1 and 0.24 < shares[0.3] < 0.36
+
+
+@pytest.mark.parametrize("group_rows", [5, 500])
+def test_an_exception_in_mid_stream_leaves_nothing_that_loads(tmp_path, monkeypatch, group_rows):
+    monkeypatch.setattr(build, "_GROUP_ROWS", group_rows)
+
+    def broken():
+        yield from split_over([phantom(i) for i in range(30)])
+        raise OSError("disk pulled")
+
+    with pytest.raises(OSError, match="disk pulled"):
+        write(broken(), tmp_path, shard_rows=20)
+    assert list(tmp_path.rglob("*.parquet")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_run_keeps_the_earlier_shards_whole(tmp_path):
+    before = write(split_over([phantom(i) for i in range(8)]), tmp_path)
+
+    def broken():
+        yield phantom(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(broken(), tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == before
+    assert {p.name for p in tmp_path.glob("*.parquet")} == {s["name"] for s in before["shards"]}
+
+
+def test_a_new_run_replaces_the_earlier_shards(tmp_path):
+    write(split_over([phantom(i) for i in range(40)]), tmp_path, shard_rows=10)
+    manifest = write(split_over([phantom(i) for i in range(4)]), tmp_path)
+    assert {p.name for p in tmp_path.glob("*.parquet")} == {s["name"] for s in manifest["shards"]}
+
+
+def test_what_a_killed_run_leaves_does_not_load(tmp_path):
+    out = tmp_path / "pairs"
+    write(split_over([phantom(i) for i in range(8)]), out)
+    rows = {split: len(part) for split, part in load(out, tmp_path).items()}
+    staging = out / ".partial"
+    staging.mkdir()
+    shard = next(out.glob("train*.parquet"))
+    (staging / "train-00001-of-00002.parquet").write_bytes(shard.read_bytes())
+    (staging / "train-00002.partial").write_bytes(b"PAR1 half")
+    loaded = load(out, tmp_path / "new")
+    assert {split: len(part) for split, part in loaded.items()} == rows
+    write(split_over([phantom(i) for i in range(8)]), out)
+    assert not staging.exists()
+
+
+def test_memory_holds_one_row_group_per_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_GROUP_ROWS", 10)
+    most = 0
+    flush = build._Shards._flush
+
+    def watched(self):
+        nonlocal most
+        most = max(most, len(self.pending))
+        flush(self)
+
+    monkeypatch.setattr(build._Shards, "_flush", watched)
+    write((phantom(i) for i in range(60)), tmp_path)
+    assert 0 < most <= 10
+
+
+def test_large_images_flush_by_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_GROUP_BYTES", 3 * len(PNG))
+    manifest = write((phantom(i) for i in range(10)), tmp_path)
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(tmp_path / manifest["shards"][0]["name"])
+    assert file.num_row_groups > 5
+
+
+def test_an_image_is_stored_once_per_row_group(tmp_path):
+    picture = png(1, size=192)
+    manifest = write([phantom(3, image=picture)], tmp_path, chinese_fraction=1.0)
+    assert sum(r["samples"] for r in manifest["counts"]) >= 6
+    assert manifest["shards"][0]["bytes"] < 1.5 * len(picture)
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="has split '', not one of"):
+        write([phantom(0, split="")], tmp_path)
+    with pytest.raises(ValueError, match="have the same id"):
+        write([phantom(0), phantom(0)], tmp_path)
+    with pytest.raises(ValueError, match=r"chinese_fraction 1\.5"):
+        write([], tmp_path, chinese_fraction=1.5)
+    with pytest.raises(ValueError, match="shard_rows 0"):
+        write([], tmp_path, shard_rows=0)
+
+
+def test_another_writer_only_needs_name_and_write(tmp_path):
+    class Fixed:
+        name = "model-x+prompt-abc"
+
+        def write(self, record, facts, *, language):
+            return [
+                replace(s, writer=self.name)
+                for s in TemplateWriter(0).write(record, facts, language=language)[:1]
+            ]
+
+    manifest = write([phantom(0)], tmp_path, writer=Fixed())
+    assert manifest["writer"] == "model-x+prompt-abc"
+    assert manifest["composition"]["writer"] == {"model-x+prompt-abc": manifest["num_samples"]}
