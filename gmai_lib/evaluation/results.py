@@ -1,0 +1,287 @@
+"""Responses -> result rows: scores with intervals, blind and majority baselines, comparisons.
+
+`summarise` gives each score its number of items, a 95 % interval that resamples images (questions
+about one image are not independent), the score of the same model without the image, and the score
+of always giving the most frequent answer. `paired_difference` compares two checkpoints on the
+same items. `published` reads what the paper printed.
+
+Paper: tables 4 to 8, which print scores without intervals or blind baselines.
+Departs: no LLM judge and no random fallback (`scoring`); box answers are scored too.
+
+Shape letters: G groups (images or volumes), R bootstrap draws.
+"""
+
+import csv
+from collections import Counter, defaultdict
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from gmai_lib.evaluation.benchmarks import Item, question_ids_sha256
+from gmai_lib.evaluation.scoring import extract_boxes, score
+
+PROTOCOL = "greedy; answer read by rule, abstention is wrong; open answers by exact match"
+
+
+def summarise(
+    items: list[Item],
+    responses: list[dict],
+    blind_responses: list[dict] | None,
+    *,
+    checkpoint: str,
+    protocol: str = PROTOCOL,
+    prior_items: list[Item] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
+    """Return result rows (JSON-ready) per benchmark, kind, language, modality and subset.
+
+    kind "overall" is the mean over all items but boxes, which are scored by `iou` and
+    `accuracy_at_0.5`. The majority answer is that of `prior_items` (built like `items` from
+    training records) where they have the benchmark, kind and language, else of `items` themselves:
+    column `majority_from`. `image_gain` is score minus blind score, with its own interval.
+    `abstained` and `unfinished` are shares of the items.
+    """
+    majority, majority_from = majority_answers(items, prior_items or [])
+    scored = {
+        "model": _score_all(items, responses),
+        "blind": _score_all(items, blind_responses) if blind_responses is not None else None,
+        "majority": [score(item, majority[_majority_key(item)]) for item in items],
+    }
+    unfinished = {row["id"] for row in responses if not row["finished"]}
+    rows = []
+    for benchmark in dict.fromkeys(item.benchmark for item in items):
+        chosen = [i for i, item in enumerate(items) if item.benchmark == benchmark]
+        for kind, language, subset, indices in _slices(items, chosen):
+            kept = [items[i] for i in indices]
+            detailed = language == "all" and subset == "all"
+            for metric in _metrics(kind, detailed):
+                columns = {
+                    name: np.array([results[i]["measures"][metric] for i in indices])
+                    for name, results in scored.items()
+                    if results is not None
+                }
+                row = {
+                    "benchmark": benchmark,
+                    "kind": kind,
+                    "language": language,
+                    "subset": subset,
+                    "checkpoint": checkpoint,
+                    "protocol": protocol,
+                    "metric": metric,
+                    "num_items": len(kept),
+                    "num_images": len({item.images for item in kept}),
+                }
+                row |= _numbers(columns, [item.group for item in kept], draws, seed)
+                sources = {majority_from[_majority_key(item)] for item in kept}
+                row["majority_from"] = " and ".join(sorted(sources))
+                silent = [scored["model"][i]["prediction"] is None for i in indices]
+                row["abstained"] = float(np.mean(silent))
+                row["unfinished"] = float(np.mean([item.id in unfinished for item in kept]))
+                row["question_ids_sha256"] = question_ids_sha256(kept)
+                rows.append(row)
+    return rows
+
+
+def _score_all(items, responses) -> list[dict]:
+    """Score in the order of `items`; ValueError unless the responses are exactly those items."""
+    by_id = {row["id"]: row["response"] for row in responses}
+    if len(by_id) != len(responses) or set(by_id) != {item.id for item in items}:
+        wanted = {item.id for item in items}
+        raise ValueError(
+            f"{len(items)} items but {len(responses)} responses; "
+            f"{len(wanted - set(by_id))} items without response, {len(set(by_id) - wanted)} "
+            f"responses without item, {len(responses) - len(by_id)} repeated"
+        )
+    return [score(item, by_id[item.id]) for item in items]
+
+
+def _slices(items, chosen: list[int]):
+    """Yield (kind, language, subset, indices), the non-empty ones that differ from the whole."""
+    exact = [i for i in chosen if items[i].kind != "box"]
+    languages = sorted({items[i].language for i in chosen})
+    modalities = sorted({items[i].modality for i in exact})
+    subsets = sorted({name for i in exact for name in items[i].subsets})
+    found = [("overall", "all", "all", exact)]
+    for language in languages if len(languages) > 1 else ():
+        found.append(
+            ("overall", language, "all", [i for i in exact if items[i].language == language])
+        )
+    for kind in sorted({items[i].kind for i in chosen}):
+        same = [i for i in chosen if items[i].kind == kind]
+        found.append((kind, "all", "all", same))
+        for language in languages if len(languages) > 1 else ():
+            found.append(
+                (kind, language, "all", [i for i in same if items[i].language == language])
+            )
+    for modality in modalities if len(modalities) > 1 else ():
+        same = [i for i in exact if items[i].modality == modality]
+        found.append(("overall", "all", f"modality={modality}", same))
+    for name in subsets:
+        found.append(("overall", "all", name, [i for i in exact if name in items[i].subsets]))
+    yield from (slice_ for slice_ in found if slice_[3])
+
+
+def _metrics(kind: str, detailed: bool) -> tuple[str, ...]:
+    """Measures that every item of a slice has; the secondary ones only for undivided slices."""
+    if kind == "box":
+        return ("iou", "accuracy_at_0.5")
+    if kind == "open":
+        return ("exact_match", "token_recall", "token_f1") if detailed else ("exact_match",)
+    return ("accuracy", "exact_match") if detailed else ("accuracy",)
+
+
+def _numbers(columns: dict, groups: list[str], draws: int, seed: int) -> dict:
+    """Scores and intervals of one row."""
+    low, high = clustered_interval(columns["model"], groups, draws=draws, seed=seed)
+    row = {"num_groups": len(set(groups)), "score": float(columns["model"].mean())}
+    row |= {"ci_low": low, "ci_high": high, "blind_score": None}
+    row |= dict.fromkeys(("blind_ci_low", "blind_ci_high", "image_gain"))
+    row |= dict.fromkeys(("image_gain_ci_low", "image_gain_ci_high"))
+    if "blind" in columns:
+        low, high = clustered_interval(columns["blind"], groups, draws=draws, seed=seed)
+        row |= {"blind_score": float(columns["blind"].mean())}
+        row |= {"blind_ci_low": low, "blind_ci_high": high}
+        gain = columns["model"] - columns["blind"]
+        low, high = clustered_interval(gain, groups, draws=draws, seed=seed, bounds=(-1.0, 1.0))
+        row |= {"image_gain": float(gain.mean())}
+        row |= {"image_gain_ci_low": low, "image_gain_ci_high": high}
+    return row | {"majority_score": float(columns["majority"].mean())}
+
+
+def _majority_key(item: Item) -> tuple[str, str, str]:
+    return item.benchmark, item.kind, item.language
+
+
+def majority_answers(items: list[Item], prior_items: list[Item]) -> tuple[dict, dict]:
+    """Return the best constant answer per (benchmark, kind, language), and where it comes from.
+
+    It is the answer that the most items accept; for boxes the median of each coordinate.
+    """
+    answers, origin = {}, {}
+    for source, name in ((items, "benchmark"), (prior_items, "prior")):
+        by_key = defaultdict(list)
+        for item in source:
+            by_key[_majority_key(item)].append(item)
+        for key, same in by_key.items():
+            if key[1] == "box":
+                boxes = [box for item in same for box in extract_boxes(item.answer)]
+                corners = [median(values) for values in zip(*boxes, strict=True)]
+                answers[key] = str([[round(value, 4) for value in corners]])
+            else:
+                said = [a for item in same for a in item.answers or (item.answer,)]
+                counts = Counter(a.casefold() for a in said)  # a source may write Yes and yes
+                best = min(counts, key=lambda a: (-counts[a], a))
+                answers[key] = next(a for a in said if a.casefold() == best)
+            origin[key] = name
+    return answers, origin
+
+
+def paired_difference(
+    items: list[Item],
+    responses_a: list[dict],
+    responses_b: list[dict],
+    *,
+    checkpoint_a: str = "a",
+    checkpoint_b: str = "b",
+    draws: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
+    """Return per benchmark (and kind) how much b is better than a on the same items.
+
+    Interval: the same bootstrap over groups, of the per-item differences. p_value: two-sided,
+    from flipping the sign of whole groups at random; it does not correct for many comparisons.
+    """
+    scored = [
+        np.array([s["correct"] for s in _score_all(items, r)]) for r in (responses_a, responses_b)
+    ]
+    rows = []
+    for benchmark in dict.fromkeys(item.benchmark for item in items):
+        chosen = [i for i, item in enumerate(items) if item.benchmark == benchmark]
+        for kind, language, subset, indices in _slices(items, chosen):
+            if (language, subset) != ("all", "all"):
+                continue
+            groups = [items[i].group for i in indices]
+            a, b = scored[0][indices], scored[1][indices]
+            low, high = clustered_interval(
+                b - a, groups, draws=draws, seed=seed, bounds=(-1.0, 1.0)
+            )
+            rows.append(
+                {
+                    "benchmark": benchmark,
+                    "kind": kind,
+                    "metric": _metrics(kind, False)[0],
+                    "checkpoint_a": checkpoint_a,
+                    "checkpoint_b": checkpoint_b,
+                    "num_items": len(indices),
+                    "num_groups": len(set(groups)),
+                    "score_a": float(a.mean()),
+                    "score_b": float(b.mean()),
+                    "difference": float((b - a).mean()),
+                    "ci_low": low,
+                    "ci_high": high,
+                    "p_value": _sign_flip_p(b - a, groups, draws, seed),
+                    "question_ids_sha256": question_ids_sha256([items[i] for i in indices]),
+                }
+            )
+    return rows
+
+
+def clustered_interval(
+    scores, groups, *, draws: int = 1000, seed: int = 0, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of `scores` when whole `groups` are resampled.
+
+    Percentile bootstrap of R = `draws` resamples; its tails are widened for few groups as
+    Student's t is against the normal (the expanded percentile interval of Hesterberg 2015).
+    Where every score sits at a bound, resampling shows no spread and the exact binomial limit for
+    G trials is used; a single group says nothing about others and gives `bounds`.
+    """
+    from scipy.stats import norm, t
+
+    scores = np.asarray(scores, float)
+    inverse = np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums, counts = np.bincount(inverse, scores), np.bincount(inverse)
+    number = len(counts)
+    if number == 1:
+        return bounds
+    for bound, other in (bounds, bounds[::-1]):
+        if np.all(scores == bound):
+            limit = bound + (other - bound) * (1 - 0.025 ** (1 / number))
+            return float(min(bound, limit)), float(max(bound, limit))
+    weights = _resamples(number, draws, seed)  # (R, G)
+    means = (weights @ sums) / (weights @ counts)
+    tail = norm.cdf(-np.sqrt(number / (number - 1)) * t.ppf(0.975, number - 1))
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=64)
+def _resamples(number: int, draws: int, seed: int) -> np.ndarray:
+    """How often each of `number` groups is drawn in each resample: (R, G)."""
+    rng = np.random.default_rng((seed, number))
+    return rng.multinomial(number, np.full(number, 1 / number), size=draws).astype(float)
+
+
+def _sign_flip_p(differences: np.ndarray, groups: list[str], draws: int, seed: int) -> float:
+    inverse = np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums = np.bincount(inverse, differences)
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(draws, len(sums)))
+    as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12
+    return float((1 + as_large.sum()) / (draws + 1))
+
+
+def published() -> list[dict]:
+    """Return the printed results of the paper (published.csv), `score` in percent as a float.
+
+    `num_items` is an int or None; notes that begin with "mistake:" mark what the source has wrong.
+    """
+    path = Path(__file__).with_name("published.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["score"] = float(row["score"])
+        row["num_items"] = int(row["num_items"]) if row["num_items"] else None
+    return rows

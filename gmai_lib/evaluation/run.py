@@ -1,0 +1,257 @@
+"""Ask a model every question of a benchmark: batched, greedy, resumable.
+
+    responses = evaluate(model, processor, items, out_jsonl=out / "image.jsonl")
+    blind = evaluate(model, processor, items, out_jsonl=out / "none.jsonl", image_mode="none")
+    rows = summarise(items, responses, blind, checkpoint="09_instruction_tuning")
+
+Batches hold prompts of similar length and one token limit; every response is appended to a JSONL
+file, from which a killed run goes on. What the rows mean: `gmai_lib.evaluation.results`.
+
+Paper: section 4 (VLMEvalKit, greedy decoding).
+Departs: the same questions without the image, or with another one, are a mode of the same call.
+
+Shape letters: B batch, T prompt tokens, N images, S image size in pixels.
+"""
+
+import hashlib
+import json
+import warnings
+from collections import Counter, defaultdict
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from gmai_lib.evaluation.benchmarks import Item
+from gmai_lib.evaluation.results import paired_difference, summarise
+from gmai_lib.outputs import atomic
+
+__all__ = ["evaluate", "paired_difference", "read_responses", "summarise", "weights_digest"]
+
+IMAGE_MODES = ("image", "none", "shuffled")
+# Room for a bare answer with its tags; a model that rambles is cut and marked unfinished.
+MAX_NEW_TOKENS = {"yes/no": 8, "count": 8, "multiple choice": 8, "box": 64, "open": 32}
+_OTHER_KINDS_MAX_NEW_TOKENS = 24
+
+
+def evaluate(
+    model,
+    processor,
+    items: list[Item],
+    *,
+    out_jsonl: Path,
+    batch_size: int = 64,
+    image_mode: str = "image",
+    seed: int = 0,
+    if_stale: str = "error",
+) -> list[dict]:
+    """Return one response per item, in the order of `items`; append them to `out_jsonl` on the way.
+
+    image_mode "none" asks without image placeholders, "shuffled" shows an image of another group
+    of the same benchmark (drawn by `seed`). The model runs in the precision it was loaded in.
+    Responses already in the file are not asked again; a
+    half-written last line is dropped with a warning. A file that holds other items, another
+    image mode or other weights raises ValueError, or is begun anew with `if_stale="restart"`.
+    """
+    import torch
+
+    if image_mode not in IMAGE_MODES or if_stale not in ("error", "restart"):
+        raise ValueError(
+            f"image_mode {image_mode!r} not in {IMAGE_MODES} or if_stale {if_stale!r} not in "
+            "('error', 'restart')"
+        )
+    header = {
+        "items_sha256": _items_sha256(items),
+        "num_items": len(items),
+        "image_mode": image_mode,
+        "seed": seed if image_mode == "shuffled" else None,
+        "weights_digest": weights_digest(model),
+    }
+    responses = _open_responses(Path(out_jsonl), header, if_stale)
+    images = _shuffled_images(items, seed) if image_mode == "shuffled" else {}
+    ask = _Asker(model, processor, with_image=image_mode != "none")
+    batches = _batches([ask.prepare(item, images) for item in items], batch_size)
+    was_training = model.training
+    model.eval()
+    try:
+        with Path(out_jsonl).open("a", encoding="utf-8") as file, torch.inference_mode():
+            for batch in batches:
+                missing = {p["item"].id for p in batch} - set(responses)
+                # A batch that was cut is asked again as a whole: the padding stays the same, and
+                # with it the rounding, so a resumed run equals an uninterrupted one.
+                for response in ask(batch) if missing else ():
+                    if response["id"] in missing:
+                        responses[response["id"]] = response
+                        file.write(json.dumps(response, ensure_ascii=False) + "\n")
+                file.flush()
+    finally:
+        model.train(was_training)
+    return [responses[item.id] for item in items]
+
+
+class _Asker:
+    """Prompts and image pixels of one model; every distinct image is preprocessed once."""
+
+    def __init__(self, model, processor, *, with_image: bool):
+        from gmai_lib.model import chat
+
+        self.model, self.tokenizer, self.with_image = model, processor.tokenizer, with_image
+        self.chat = chat
+        vision = model.config.vision_config
+        self.image_size = vision.image_size
+        self.tokens_per_image = (vision.image_size // vision.patch_size) ** 2
+        self.end = self.tokenizer.convert_tokens_to_ids(chat.TURN_END)
+        self.pixels = {}  # encoded image -> (3, S, S) uint8
+
+    def prepare(self, item: Item, replaced: dict) -> dict:
+        """Tokenise the prompt of one item; `replaced` maps (benchmark, image) to another image."""
+        images = item.images if self.with_image else ()
+        images = tuple(replaced.get((item.benchmark, image), image) for image in images)
+        text = f"{self.chat.IMAGE_TOKEN}\n" * len(images) + item.question
+        turns = [{"role": "user", "content": text}]
+        ids = self.chat.encode_prompt(turns, self.tokenizer, self.tokens_per_image)
+        limit = MAX_NEW_TOKENS.get(item.kind, _OTHER_KINDS_MAX_NEW_TOKENS)
+        return {"item": item, "images": images, "ids": ids, "limit": limit}
+
+    def __call__(self, batch: list[dict]) -> list[dict]:
+        import torch
+
+        device = self.model.device
+        width = max(len(p["ids"]) for p in batch)  # T
+        pad = self.end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        # Left padding: every row's answer begins at the same position.
+        padded = [[pad] * (width - len(p["ids"])) + p["ids"] for p in batch]
+        mask = [[0] * (width - len(p["ids"])) + [1] * len(p["ids"]) for p in batch]
+        inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+        pixels = [self._pixels(image) for p in batch for image in p["images"]]
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}  # (B, T)
+        if pixels:
+            normal = self.chat.normalize_pixels(torch.stack(pixels).to(device))
+            inputs["pixel_values"] = normal.to(self.model.dtype)  # (N, 3, S, S)
+        generated = self.model.generate(
+            **inputs,
+            max_new_tokens=batch[0]["limit"],
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=self.end,
+            pad_token_id=pad,
+        )[:, width:].tolist()
+        return [self._response(p, ids) for p, ids in zip(batch, generated, strict=True)]
+
+    def _pixels(self, image: bytes):
+        if image not in self.pixels:
+            self.pixels[image] = self.chat.square_image(image, self.image_size)
+        return self.pixels[image]
+
+    def _response(self, prompt: dict, ids: list[int]) -> dict:
+        item = prompt["item"]
+        finished = self.end in ids
+        ids = ids[: ids.index(self.end)] if finished else ids
+        return {
+            "id": item.id,
+            "benchmark": item.benchmark,
+            "kind": item.kind,
+            "language": item.language,
+            "question": item.question,
+            "answer": item.answer,
+            "response": self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            "finished": finished,
+        }
+
+
+def _batches(prompts: list[dict], batch_size: int):
+    """Yield batches of one token limit and similar length (short answers do not wait for long)."""
+    prompts = sorted(prompts, key=lambda p: (p["limit"], len(p["ids"]), p["item"].id))
+    for _, same in groupby(prompts, key=lambda p: p["limit"]):
+        same = list(same)
+        yield from (same[i : i + batch_size] for i in range(0, len(same), batch_size))
+
+
+def _shuffled_images(items, seed: int) -> dict:
+    """Map (benchmark, image) to an image of another group, the groups in a random ring."""
+    rng = np.random.default_rng(seed)
+    replaced = {}
+    for benchmark in sorted({item.benchmark for item in items}):
+        by_group = defaultdict(dict)  # group -> its distinct images in order
+        for item in items:
+            if item.benchmark == benchmark:
+                by_group[item.group].update(dict.fromkeys(item.images))
+        ring = [list(by_group[group]) for group in sorted(by_group)]
+        if len(ring) < 2:
+            raise ValueError(f"{benchmark} has {len(ring)} image group: nothing to shuffle with")
+        ring = [ring[i] for i in rng.permutation(len(ring))]
+        for own, other in zip(ring, ring[1:] + ring[:1], strict=True):
+            for i, image in enumerate(own):
+                replaced[benchmark, image] = other[i % len(other)]
+    return replaced
+
+
+def weights_digest(model) -> str:
+    """Return a digest of up to 1,024 evenly spaced values of every parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        values = flat[:: max(1, len(flat) // 1024)].float().cpu().numpy()
+        digest.update(name.encode() + str(tuple(parameter.shape)).encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def _items_sha256(items: list[Item]) -> str:
+    counts = Counter(item.id for item in items)
+    repeated = [identifier for identifier, n in counts.items() if n > 1]
+    if repeated or not items:
+        raise ValueError(f"{len(items)} items; ids that occur more than once: {repeated[:5]}")
+    digest = hashlib.sha256()
+    for item in sorted(items, key=lambda item: item.id):
+        digest.update(json.dumps([item.id, item.question, item.answer]).encode())
+        for image in item.images:
+            digest.update(hashlib.sha256(image).digest())
+    return digest.hexdigest()
+
+
+def _open_responses(path: Path, header: dict, if_stale: str) -> dict[str, dict]:
+    """Return the responses that `path` holds for this header; create it if it does not exist."""
+    if path.exists():
+        found, responses = read_responses(path)
+        differing = {k: (found.get(k), v) for k, v in header.items() if found.get(k) != v}
+        if not differing:
+            return responses
+        what = "; ".join(f"{k} {old} in the file, {new} now" for k, (old, new) in differing.items())
+        if if_stale == "error":
+            raise ValueError(
+                f"{path} holds responses of another run ({what}); give another out_jsonl, delete "
+                'the file, or pass if_stale="restart" to begin it anew'
+            )
+        warnings.warn(f"{path} is begun anew: {what}", stacklevel=3)
+    with atomic(path) as partial:
+        partial.write_text(json.dumps({"header": header}) + "\n", "utf-8")
+    return {}
+
+
+def read_responses(path: Path) -> tuple[dict, dict[str, dict]]:
+    """Return the header and the responses by item id of a file that `evaluate` wrote.
+
+    A last line without newline or with broken JSON is cut off the file, with a warning. Raises
+    ValueError for a broken line elsewhere or an id that occurs twice.
+    """
+    data = path.read_bytes()
+    lines = data.splitlines(keepends=True)
+    rows, good = [], 0
+    for number, line in enumerate(lines, 1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("no end of line")
+            rows.append(json.loads(line))
+            good += len(line)
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f"{path} line {number} is not valid JSON: delete it") from error
+            warnings.warn(f"{path}: half-written last line {number} dropped", stacklevel=2)
+            with path.open("r+b") as file:
+                file.truncate(good)
+    header = rows[0].get("header", {}) if rows else {}
+    responses = {row["id"]: row for row in rows[1:]}
+    if len(responses) != len(rows[1:]):
+        repeated = [i for i, n in Counter(row["id"] for row in rows[1:]).items() if n > 1]
+        raise ValueError(f"{path}: more than one response for {repeated[:5]}; delete the file")
+    return header, responses

@@ -1,0 +1,301 @@
+"""Generation that resumes, and rows whose intervals and baselines are right."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gmai_lib import config
+from gmai_lib.evaluation import results
+from gmai_lib.evaluation.benchmarks import Item
+from gmai_lib.evaluation.results import clustered_interval, paired_difference, summarise
+from gmai_lib.evaluation.run import evaluate, read_responses
+from gmai_lib.model import chat, gmai_vl, standins
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURES = [picture(seed) for seed in range(6)]
+ASKED = {
+    "yes/no": ("Is there a nodule? Answer briefly.", "yes", ()),
+    "side": ("On which side is the nodule? Answer briefly.", "left", ("left", "right")),
+    "box": ("Locate the nodule. Give the box.", "[[0.10, 0.20, 0.50, 0.60]]", ()),
+    "open": ("What organ system is imaged?", "chest", ()),
+}
+
+
+def demo_items(images=PICTURES, kinds=tuple(ASKED), benchmark="demo", unequal=True) -> list[Item]:
+    made = []
+    for number, image in enumerate(images):
+        for kind in kinds:
+            question, answer, options = ASKED[kind]
+            made.append(
+                Item(
+                    id=f"{benchmark}#{kind}#{number}",
+                    benchmark=benchmark,
+                    images=(image,),
+                    question=question + " Look closely." * (unequal * number % 3),
+                    answer=answer,
+                    kind=kind,
+                    language="zh" if number % 3 == 2 else "en",
+                    options=options,
+                    group=f"image {number}",
+                    modality="CT" if number % 2 else "MR",
+                    source="demo",
+                    subsets=("answer_type=open",) if kind == "open" else (),
+                )
+            )
+    return made
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """An untrained model of 0.1 M parameters and its processor."""
+    from dataclasses import replace
+
+    mini = config.load("mini")
+    wide = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    profile = replace(
+        mini,
+        vision=replace(mini.vision, image_size=16, patch_size=8, num_hidden_layers=2, **wide),
+        text=replace(mini.text, vocab_size=600, num_hidden_layers=2, num_key_value_heads=1, **wide),
+    )
+    tokenizer = standins.train_tokenizer([q for q, *_ in ASKED.values()], 600)
+    torch.manual_seed(0)
+    model = gmai_vl.from_profile(profile, tokenizer)
+    with torch.no_grad():  # at its small initial weights it repeats the last prompt token
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model, chat.build_processor(tokenizer, model.config.vision_config)
+
+
+def test_batched_answers_are_those_of_one_by_one(tiny, tmp_path):
+    items = demo_items()
+    batched = evaluate(*tiny, items, out_jsonl=tmp_path / "a.jsonl", batch_size=5)
+    single = evaluate(*tiny, items, out_jsonl=tmp_path / "b.jsonl", batch_size=1)
+    assert [row["id"] for row in batched] == [item.id for item in items]
+    assert batched == single
+    assert len({row["response"] for row in batched}) > 2, "the model must not say one thing only"
+
+
+def test_the_image_matters_only_where_it_is_shown(tiny, tmp_path):
+    items = demo_items(kinds=("open",), unequal=False)
+    changed = demo_items(images=PICTURES[::-1], kinds=("open",), unequal=False)
+    said = {}
+    for mode in ("image", "none"):
+        for name, asked in (("items", items), ("changed", changed)):
+            path = tmp_path / f"{mode}_{name}.jsonl"
+            rows = evaluate(*tiny, asked, out_jsonl=path, image_mode=mode)
+            said[mode, name] = [row["response"] for row in rows]
+    assert said["none", "items"] == said["none", "changed"]
+    assert said["image", "items"] == said["image", "changed"][::-1]
+    assert said["image", "items"] != said["none", "items"]
+
+
+def test_shuffled_shows_every_item_an_image_of_another_group(tiny, tmp_path):
+    items = demo_items(kinds=("open",), unequal=False)
+    own = evaluate(*tiny, items, out_jsonl=tmp_path / "own.jsonl")
+    other = evaluate(*tiny, items, out_jsonl=tmp_path / "other.jsonl", image_mode="shuffled")
+    assert sorted(r["response"] for r in own) == sorted(r["response"] for r in other)
+    assert all(a["response"] != b["response"] for a, b in zip(own, other, strict=True))
+    with pytest.raises(ValueError, match="demo has 1 image group"):
+        path = tmp_path / "one.jsonl"
+        evaluate(*tiny, items[:1], out_jsonl=path, image_mode="shuffled")
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(tiny, tmp_path, monkeypatch):
+    items, path = demo_items(), tmp_path / "a.jsonl"
+    whole = evaluate(*tiny, items, out_jsonl=tmp_path / "whole.jsonl", batch_size=4)
+    evaluate(*tiny, items, out_jsonl=path, batch_size=4)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:8]) + lines[8][:20])  # header, 7 responses, a torn line
+    asked = []
+    generate = tiny[0].generate
+    monkeypatch.setattr(
+        tiny[0], "generate", lambda **kw: asked.append(len(kw["input_ids"])) or generate(**kw)
+    )
+    with pytest.warns(UserWarning, match="half-written last line 9 dropped"):
+        resumed = evaluate(*tiny, items, out_jsonl=path, batch_size=4)
+    assert resumed == whole
+    assert sum(asked) < len(items), "finished batches must not be asked again"
+    assert len(path.read_bytes().splitlines()) == len(items) + 1
+    asked.clear()
+    assert evaluate(*tiny, items, out_jsonl=path, batch_size=4) == whole
+    assert not asked
+
+
+def test_a_file_of_another_run_is_refused(tiny, tmp_path):
+    items, path = demo_items(kinds=("yes/no",)), tmp_path / "a.jsonl"
+    evaluate(*tiny, items, out_jsonl=path)
+    with pytest.raises(ValueError, match=r"a\.jsonl holds responses of another run.*num_items 6"):
+        evaluate(*tiny, items[:5], out_jsonl=path)
+    with pytest.raises(ValueError, match="image_mode image in the file, none now"):
+        evaluate(*tiny, items, out_jsonl=path, image_mode="none")
+    model, processor = tiny
+    weight = model.multi_modal_projector.linear_1.weight
+    with torch.no_grad():
+        weight += 1
+    with pytest.raises(ValueError, match="weights_digest"):
+        evaluate(model, processor, items, out_jsonl=path)
+    with pytest.warns(UserWarning, match="begun anew"):
+        evaluate(model, processor, items, out_jsonl=path, if_stale="restart")
+    with torch.no_grad():
+        weight -= 1
+
+
+def test_broken_files_and_repeated_items_are_refused(tiny, tmp_path):
+    items, path = demo_items(kinds=("yes/no",)), tmp_path / "a.jsonl"
+    with pytest.raises(ValueError, match=r"ids that occur more than once: \['demo#yes/no#0'\]"):
+        evaluate(*tiny, [*items, items[0]], out_jsonl=path)
+    evaluate(*tiny, items, out_jsonl=path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1]]))
+    with pytest.raises(ValueError, match="more than one response for"):
+        read_responses(path)
+    path.write_text("".join([lines[0], "{torn\n", *lines[2:]]))
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
+        read_responses(path)
+    with pytest.raises(ValueError, match="image_mode 'blank'"):
+        evaluate(*tiny, items, out_jsonl=path, image_mode="blank")
+
+
+# ---- rows ----------------------------------------------------------------------------------
+
+
+def say(items, right=lambda item: True) -> list[dict]:
+    wrong = {"yes/no": "no", "side": "right", "box": "[[0.7, 0.7, 0.9, 0.9]]", "open": "liver"}
+    return [
+        {"id": i.id, "response": i.answer if right(i) else wrong[i.kind], "finished": True}
+        for i in items
+    ]
+
+
+def test_rows_hold_the_contract_and_are_json():
+    items = demo_items() + demo_items(benchmark="second")
+    rows = summarise(items, say(items), say(items, lambda i: False), checkpoint="09")
+    wanted = {"benchmark", "checkpoint", "protocol", "metric", "num_items", "score", "ci_low"}
+    wanted |= {"ci_high", "blind_score", "majority_score", "question_ids_sha256", "kind"}
+    wanted |= {"language", "blind_ci_low", "blind_ci_high", "num_images"}
+    assert all(wanted <= set(row) for row in rows)
+    json.dumps(rows, allow_nan=False)
+    for row in rows:
+        assert row["score"] == 1 and row["blind_score"] == 0 and row["image_gain"] == 1
+        assert row["ci_low"] <= row["score"] <= row["ci_high"]
+        assert row["blind_ci_low"] <= row["blind_score"] <= row["blind_ci_high"]
+    keys = [(r["benchmark"], r["kind"], r["language"], r["subset"], r["metric"]) for r in rows]
+    assert len(set(keys)) == len(keys)
+    assert {key[1:] for key in keys if key[0] == "demo"} >= {
+        ("overall", "all", "all", "accuracy"),
+        ("overall", "zh", "all", "accuracy"),
+        ("overall", "all", "modality=CT", "accuracy"),
+        ("overall", "all", "answer_type=open", "accuracy"),
+        ("box", "all", "all", "iou"),
+        ("box", "all", "all", "accuracy_at_0.5"),
+        ("open", "all", "all", "token_recall"),
+        ("side", "en", "all", "accuracy"),
+    }
+
+
+def test_overall_leaves_boxes_out_and_counts_its_items():
+    items = demo_items()
+    rows = summarise(items, say(items, lambda i: i.kind != "box"), None, checkpoint="09")
+    overall = rows[0]
+    assert (overall["kind"], overall["score"], overall["num_items"]) == ("overall", 1.0, 18)
+    assert overall["num_images"] == overall["num_groups"] == 6
+    assert overall["blind_score"] is None and overall["image_gain"] is None
+    hashes = {row["kind"]: row["question_ids_sha256"] for row in rows}
+    assert len(set(hashes.values())) == len(hashes)
+
+
+def test_majority_answer_comes_from_the_prior_where_there_is_one():
+    items = demo_items(kinds=("side",))
+    other = [Item(**vars(i) | {"answer": "right"}) for i in items]
+    own = summarise(items, say(items), None, checkpoint="09")[0]
+    assert (own["majority_score"], own["majority_from"]) == (1.0, "benchmark")
+    prior = summarise(items, say(items), None, checkpoint="09", prior_items=other)[0]
+    assert (prior["majority_score"], prior["majority_from"]) == (0.0, "prior")
+    english = [i for i in other if i.language == "en"]
+    mixed = summarise(items, say(items), None, checkpoint="09", prior_items=english)[0]
+    assert mixed["majority_from"] == "benchmark and prior"
+    assert mixed["majority_score"] == pytest.approx(2 / 6)
+
+
+def test_majority_box_is_the_median_box():
+    boxes = ["[[0.0, 0.0, 0.2, 0.2]]", "[[0.1, 0.1, 0.3, 0.3]]", "[[0.1, 0.1, 0.5, 0.5]]"]
+    items = demo_items(images=PICTURES[:2], kinds=("box",))
+    items = [Item(**vars(items[0]) | {"id": box, "answer": box}) for box in boxes]
+    answers, _ = results.majority_answers(items, [])
+    assert answers["demo", "box", "en"] == "[[0.1, 0.1, 0.3, 0.3]]"
+
+
+def test_abstentions_and_cut_answers_are_reported():
+    items = demo_items(kinds=("yes/no",))
+    said = [{"id": i.id, "response": "nodule", "finished": False} for i in items[:3]]
+    row = summarise(items, said + say(items[3:]), None, checkpoint="09")[0]
+    assert (row["abstained"], row["unfinished"], row["score"]) == (0.5, 0.5, 0.5)
+
+
+def test_responses_must_be_those_of_the_items():
+    items = demo_items()
+    with pytest.raises(ValueError, match="24 items but 23 responses; 1 items without response"):
+        summarise(items, say(items)[1:], None, checkpoint="09")
+    with pytest.raises(ValueError, match="1 repeated"):
+        summarise(items, [*say(items), say(items)[0]], None, checkpoint="09")
+
+
+def test_paired_difference_sees_what_separate_intervals_do_not():
+    rng = np.random.default_rng(0)
+    items = demo_items(images=[bytes([n]) for n in range(200)], kinds=("yes/no", "side"))
+    hard = {i.id: rng.random() < 0.5 for i in items}
+    better = {i.id: not hard[i.id] or rng.random() < 0.12 for i in items}
+    a, b = say(items, lambda i: not hard[i.id]), say(items, lambda i: better[i.id])
+    row = paired_difference(items, a, b, checkpoint_a="07", checkpoint_b="09")[0]
+    assert row["difference"] == pytest.approx(row["score_b"] - row["score_a"])
+    assert 0 < row["ci_low"] < row["difference"] < row["ci_high"]
+    assert row["p_value"] < 0.01
+    single = [summarise(items, said, None, checkpoint="x")[0] for said in (a, b)]
+    assert single[0]["ci_high"] > single[1]["ci_low"], "the separate intervals overlap"
+    same = paired_difference(items, a, a)[0]
+    assert same["difference"] == same["ci_low"] == same["ci_high"] == 0 and same["p_value"] == 1
+
+
+# ---- intervals -----------------------------------------------------------------------------
+
+
+def test_interval_is_wider_when_questions_share_an_image():
+    rng = np.random.default_rng(0)
+    images = rng.random(100) < 0.5
+    scores, groups = np.repeat(images, 5), np.repeat(np.arange(100), 5)
+    low, high = clustered_interval(scores, groups)
+    alone_low, alone_high = clustered_interval(scores, np.arange(500))
+    assert high - low == pytest.approx(np.sqrt(5) * (alone_high - alone_low), rel=0.15)
+    assert clustered_interval(scores, groups) == (low, high), "seeded"
+
+
+def test_interval_at_the_bounds_is_not_empty():
+    assert clustered_interval(np.ones(10), np.arange(10)) == (pytest.approx(0.6915, abs=1e-4), 1.0)
+    assert clustered_interval(np.zeros(10), np.arange(10)) == (0.0, pytest.approx(0.3085, abs=1e-4))
+    assert clustered_interval([1, 0, 1], ["a", "a", "a"]) == (0.0, 1.0)
+    assert clustered_interval(np.zeros(9), np.arange(9), bounds=(-1.0, 1.0)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("images", "accuracy"), [(12, 0.6), (40, 0.3), (100, 0.9)])
+def test_interval_covers_the_truth_19_times_of_20(images, accuracy):
+    rng = np.random.default_rng(images)
+    covered = 0
+    for _ in range(600):
+        # Questions about one image succeed together: beta-distributed image difficulty.
+        ability = rng.beta(2 * accuracy, 2 * (1 - accuracy), images)
+        number = rng.integers(1, 6, images)
+        groups = np.repeat(np.arange(images), number)
+        low, high = clustered_interval(rng.random(len(groups)) < ability[groups], groups)
+        covered += low <= accuracy <= high
+    assert 0.92 <= covered / 600 <= 0.98
