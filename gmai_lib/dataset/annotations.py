@@ -1,0 +1,429 @@
+"""Annotation files of the world's formats, parsed to one `Entry` per image (pixels unread).
+
+Each public function reads one *format*. What it cannot use is a counted drop; an index that
+cannot be read at all is a ValueError that names the file. XML goes through defusedxml.
+
+Options that several formats share:
+    images      glob of all image files; one that no annotation names is a counted drop
+    masks       glob of all mask files, likewise
+    table, key  CSV with more about each image (patient, organ, finding, severity), and the
+                column that names the image: its path, file name or stem
+    columns     where headers differ: our field -> header (lower case, blanks stripped)
+    names       source label -> readable label; `readable`: True turns FOREIGN_BODY into words
+    boxes       CSV of boxes: filename, label, xmin, ymin, xmax, ymax in pixels
+"""
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from glob import escape
+from pathlib import Path, PurePosixPath
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import ParseError, parse
+
+from gmai_lib.dataset.recipes import Recipe
+from gmai_lib.dataset.records import (
+    STEP,
+    Entry,
+    drop_annotation,
+    drop_entry,
+    is_file,
+    is_inside,
+    label_name,
+)
+from gmai_lib.outputs import read_json
+from gmai_lib.schema import NO_FINDING, Ledger, QuestionAnswer
+
+XML_ERRORS = (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError)
+_SPLITS = {"training": "train", "testing": "test", "val": "validation"}
+
+
+def files(root: Path, pattern: str) -> list[str]:
+    """Sorted POSIX paths of the files under `root` that match the glob; hidden ones left out."""
+    found = (p for p in root.glob(pattern) if p.is_file() and not p.name.startswith("."))
+    return sorted(p.relative_to(root).as_posix() for p in found)
+
+
+# ---- formats -------------------------------------------------------------------------------
+
+
+def class_folders(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """Images sorted into folders; option `path`: regular expression with named groups.
+
+    Groups: label, and if the layout has them split, organ, patient.
+    """
+    entries = []
+    for path in files(root, recipe.options["images"]):
+        match = re.fullmatch(recipe.options["path"], path)
+        if not match:
+            ledger.drop(recipe.name, STEP, "path does not fit the class folders", path)
+            continue
+        said = match.groupdict()
+        entry = Entry(path=path, labels=[label_name(recipe, said["label"])])
+        split = said.get("split", "").lower()
+        entry.split = _SPLITS.get(split, split)
+        entry.organ = said.get("organ", "").lower()
+        entry.patient = said.get("patient", "")
+        entries.append(entry)
+    _add_boxes(recipe, root, entries, ledger)
+    return entries
+
+
+def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """One CSV row per image; option `file`: its path with {columns} to fill in.
+
+    "**/{filename}" looks the base name up anywhere among `images`. Option `mask`: path of one
+    binary mask of the finding. The finding column may list several, separated by commas.
+    """
+    template, mask = recipe.options["file"], recipe.options.get("mask")
+    paths_of = defaultdict(list)
+    for path in files(root, recipe.options["images"]):
+        paths_of[PurePosixPath(path).name].append(path)
+    needed = set(re.findall(r"{(\w+)}", template + (mask or "")))
+    entries = []
+    for row in _rows(recipe, root / recipe.options["table"], needed, ledger):
+        entry = Entry(path=template.format_map(row))
+        _say(recipe, entry, row)
+        findings = [part for part in _cell(recipe, row, "finding").split(",") if part.strip()]
+        entry.labels = [label_name(recipe, part) for part in findings]
+        if template.startswith("**/"):
+            candidates = paths_of[PurePosixPath(entry.path).name]
+            entry.path = candidates[0] if candidates else entry.path.removeprefix("**/")
+            if len(candidates) > 1:
+                drop_annotation(recipe, "several files have this base name", entry.path, ledger)
+                continue
+        mask_path = mask.format_map(row) if mask else ""
+        has_finding = entry.labels not in ([], [NO_FINDING])
+        if mask and (has_finding or (is_inside(mask_path) and is_file(root, mask_path))):
+            entry.masks = [(label, mask_path) for label in entry.labels[:1]]
+        entries.append(entry)
+    _add_boxes(recipe, root, entries, ledger)
+    return entries
+
+
+def voc(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """Pascal VOC XML, one per image in `folder`; option `splits`: folder of train/val/test.txt."""
+    entries = []
+    for path in files(root, recipe.options["annotations"]):
+        try:
+            tree = parse(root / path).getroot()
+        except XML_ERRORS:
+            drop_annotation(recipe, "malformed XML", path, ledger)
+            continue
+        name = _text(tree, "filename") or f"{PurePosixPath(path).stem}.jpg"
+        entry = Entry(path=f"{recipe.options['folder']}/{name}")
+        for thing in tree.findall("object"):
+            corners = [_text(thing, f"bndbox/{c}") for c in ("xmin", "ymin", "xmax", "ymax")]
+            entry.boxes.append((label_name(recipe, _text(thing, "name")), *corners))
+        entries.append(entry)
+    _add_table(recipe, root, entries, ledger)
+    if "splits" in recipe.options:
+        split_of = _split_lists(root / recipe.options["splits"])
+        for entry in entries:
+            entry.split = split_of.get(PurePosixPath(entry.path).stem, "")
+    return entries
+
+
+def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """COCO JSON `index`: images in `folder`, categories, annotations with bbox x, y, w, h."""
+    path = root / recipe.options["index"]
+    index = read_index(path)
+    try:
+        names = {str(c["id"]): label_name(recipe, c["name"]) for c in index["categories"]}
+        images, annotations = list(index["images"]), list(index["annotations"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a COCO index ({error!r}); it needs images, annotations, categories"
+        ) from error
+    entries = {}
+    for i, image in enumerate(images):
+        if not (isinstance(image, dict) and image.get("file_name") and "id" in image):
+            drop_annotation(recipe, "malformed index entry", f"{path.name} images[{i}]", ledger)
+            continue
+        entry = Entry(path=f"{recipe.options['folder']}/{image['file_name']}")
+        _say(recipe, entry, {k.lower(): str(v) for k, v in image.items()})
+        entries[str(image["id"])] = entry
+    for i, thing in enumerate(annotations):
+        where = f"{path.name} annotations[{i}]"
+        thing = thing if isinstance(thing, dict) else {}
+        bbox, image, name = (thing.get(k) for k in ("bbox", "image_id", "category_id"))
+        if not (isinstance(bbox, list) and len(bbox) == 4):
+            drop_annotation(recipe, "malformed annotation", where, ledger)
+        elif str(image) not in entries:
+            drop_annotation(recipe, "annotation of an unknown image", where, ledger)
+        elif str(name) not in names:
+            drop_annotation(recipe, "unknown category", where, ledger)
+        else:
+            entries[str(image)].boxes.append((names[str(name)], *_corners(bbox)))
+    return list(entries.values())
+
+
+def mask_files(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """Binary PNG masks named <image>_<structure>_<instance>.png (SAM-Med2D).
+
+    Option `indexes`: JSON file -> split; each maps an image to its masks, or a mask to its image.
+    """
+    entries: dict[str, Entry] = {}
+    for name, split in recipe.options["indexes"].items():
+        index = read_index(root / name)
+        if not isinstance(index, dict):
+            raise ValueError(f"{root / name} is not a JSON object of image paths and mask paths")
+        for key, value in index.items():
+            pairs = [(key, mask) for mask in value] if isinstance(value, list) else [(value, key)]
+            if isinstance(value, list):
+                entries.setdefault(key, Entry(path=key, split=split))
+            for image, mask in pairs:
+                if not (isinstance(image, str) and isinstance(mask, str)):
+                    drop_annotation(recipe, "malformed index entry", f"{name}: {key}", ledger)
+                    continue
+                entry = entries.setdefault(image, Entry(path=image, split=split))
+                stem = re.escape(PurePosixPath(image).stem)
+                match = re.fullmatch(rf"{stem}_(.+)_\d+", PurePosixPath(mask).stem)
+                if match:
+                    entry.masks.append((label_name(recipe, match[1]), mask))
+                else:
+                    drop_annotation(recipe, "mask name does not fit its image", mask, ledger)
+    _add_table(recipe, root, list(entries.values()), ledger)
+    return list(entries.values())
+
+
+def instance_folders(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """<id>/images/<id>.png with one binary mask per instance in <id>/masks (DSB2018).
+
+    Options: `folders`, glob of the <id> folders; `label`, or a table whose finding it is.
+    """
+    entries = []
+    for folder in sorted(p for p in root.glob(recipe.options["folders"]) if p.is_dir()):
+        inside = folder.relative_to(root).as_posix()
+        paths = files(root, f"{escape(inside)}/images/*")
+        masks = files(root, f"{escape(inside)}/masks/*")
+        if masks and not paths:
+            entry = Entry(path=f"{inside}/images")
+            entry.masks = [("", mask) for mask in masks]
+            drop_entry(recipe, entry, "image missing", ledger)
+        for extra in paths[1:]:
+            ledger.drop(recipe.name, STEP, "more than one image in the folder", extra)
+        for path in paths[:1]:
+            label = recipe.options.get("label", "")
+            entries.append(Entry(path=path, masks=[(label, mask) for mask in masks]))
+    findings = _add_table(recipe, root, entries, ledger)
+    for entry in entries:
+        if entry.path in findings:
+            label = label_name(recipe, findings[entry.path])
+            entry.masks = [(label, mask) for _, mask in entry.masks]
+            entry.labels = [label] if label and not entry.masks else []
+    return entries
+
+
+def vqa_json(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """VQA-RAD style lists of questions; option `indexes`: JSON file -> split, in `folder`.
+
+    All questions of an image are merged. A source may split by question and not by image, so
+    each question's `item` is "<split>/<qid>" and an image in two lists has no split of its own;
+    `curate.split_conflicts` reports them. Option `modalities`: organ -> modality, used where no
+    question tells it.
+    """
+    entries: dict[str, Entry] = {}
+    splits = defaultdict(set)
+    for name, split in recipe.options["indexes"].items():
+        questions = read_index(root / name)
+        if not isinstance(questions, list):
+            raise ValueError(f"{root / name} is not a JSON list of questions")
+        for i, said in enumerate(questions):
+            if not (isinstance(said, dict) and isinstance(said.get("image_name"), str)):
+                drop_annotation(recipe, "malformed question", f"{name}[{i}]", ledger)
+                continue
+            path = f"{recipe.options['folder']}/{said['image_name']}"
+            entry = entries.setdefault(path, Entry(path=path))
+            entry.organ = label_name(recipe, str(said.get("image_organ", "")))
+            splits[path].add(split)
+            question, answer, kind, closed = (
+                "" if said.get(name) is None else str(said[name]).strip()
+                for name in ("question", "answer", "question_type", "answer_type")
+            )
+            if not question or not answer:
+                drop_annotation(recipe, "empty question or answer", f"{name}[{i}]", ledger)
+                continue
+            entry.qa.append(
+                QuestionAnswer(
+                    question=question,
+                    answer=answer,  # some are JSON integers
+                    question_type=kind,
+                    answer_type=closed.lower(),  # "CLOSED " occurs
+                    item=f"{split}/{said.get('qid', i)}",
+                )
+            )
+    for entry in entries.values():
+        entry.split = splits[entry.path].pop() if len(splits[entry.path]) == 1 else ""
+        default = recipe.options.get("modalities", {}).get(entry.organ, "unstated")
+        entry.modality = _modality_of_questions(entry.qa) or default
+    return list(entries.values())
+
+
+def question_xml(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """MedQuAD XML: Document/QAPairs/QAPair/{Question qtype, Answer}; option `files`: glob."""
+    entries = []
+    for path in files(root, recipe.options["files"]):
+        try:
+            tree = parse(root / path).getroot()
+        except XML_ERRORS:
+            ledger.drop(recipe.name, STEP, "malformed XML", path)
+            continue
+        entry = Entry(path=path)
+        for pair in tree.iter("QAPair"):
+            asked = pair.find("Question")
+            question, answer = (_text(pair, tag) for tag in ("Question", "Answer"))
+            if not question or not answer:
+                reason = "empty answer" if question else "empty question"
+                drop_annotation(recipe, reason, f"{path} {pair.get('pid', '')}", ledger)
+                continue
+            kind, item = asked.get("qtype", ""), asked.get("qid", "")
+            entry.qa.append(
+                QuestionAnswer(question=question, answer=answer, question_type=kind, item=item)
+            )
+        entries.append(entry)
+    return entries
+
+
+# ---- helpers -------------------------------------------------------------------------------
+
+
+def read_index(path: Path):
+    """Read a JSON index; ValueError names the file if it is missing or malformed."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the dataset cannot be read without it")
+    return read_json(path)
+
+
+def _split_lists(folder: Path) -> dict[str, str]:
+    """Image stem -> split, from train.txt, val.txt, test.txt as far as they exist."""
+    split_of = {}
+    for name in ("train", "val", "test"):  # trainval.txt is train and val once more
+        path = folder / f"{name}.txt"
+        if path.is_file():
+            stems = path.read_bytes().decode("utf-8", "replace").split()
+            split_of |= dict.fromkeys(stems, _SPLITS.get(name, name))
+    return split_of
+
+
+def read_table(recipe: Recipe, root: Path, ledger: Ledger) -> dict[str, dict[str, str]]:
+    """Rows of option `table` by the value of option `key`; {} if the recipe has no table."""
+    if "table" not in recipe.options:
+        return {}
+    key = recipe.options["key"]
+    path = root / recipe.options["table"]
+    rows: dict[str, dict[str, str]] = {}
+    for row in _rows(recipe, path, {key}, ledger):
+        if rows.setdefault(row[key], row) is not row:
+            drop_annotation(recipe, "second table row of the same item", row[key], ledger)
+    return rows
+
+
+def _rows(recipe: Recipe, path: Path, needed: set[str], ledger: Ledger) -> Iterator[dict[str, str]]:
+    """Yield CSV rows with lower-case, stripped headers; a row that lacks a cell is a drop.
+
+    The image of such a row is counted where it is found that no annotation names it.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            if not needed <= set(header):
+                raise ValueError(
+                    f"{path} has no column {sorted(needed - set(header))}; it has {header}"
+                )
+            for cells in reader:
+                row = dict(zip(header, (c.strip() for c in cells), strict=False))
+                if cells and len(cells) == len(header) and all(row[name] for name in needed):
+                    yield row
+                elif cells:
+                    where = f"{path.name} line {reader.line_num}"
+                    drop_annotation(recipe, "malformed table row", where, ledger)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; the dataset cannot be read without it") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable CSV file ({error}); repair it") from error
+
+
+def _cell(recipe: Recipe, row: dict[str, str], name: str) -> str:
+    header = recipe.options.get("columns", {}).get(name, name)
+    return " ".join(row.get(header, "").split())
+
+
+def _say(recipe: Recipe, entry: Entry, row: dict[str, str]):
+    """Copy what a table row or index entry says about the image, where it says it."""
+    for name in ("patient", "organ", "severity", "report", "license", "modality"):
+        value = _cell(recipe, row, name)
+        if value:
+            setattr(entry, name, value.lower() if name == "organ" else value)
+
+
+def _add_table(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger) -> dict[str, str]:
+    """Tell each entry what its table row says; return path -> finding of the rows with one."""
+    rows = read_table(recipe, root, ledger)
+    unused, findings = set(rows), {}
+    for entry in entries:
+        pure = PurePosixPath(entry.path)
+        for key in (entry.path, pure.name, pure.stem):
+            if key in rows:
+                unused.discard(key)
+                _say(recipe, entry, rows[key])
+                findings[entry.path] = _cell(recipe, rows[key], "finding")
+                break
+    for key in sorted(unused):
+        drop_annotation(recipe, "table row about an unknown image", key, ledger)
+    return findings
+
+
+def _add_boxes(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger):
+    """Hang the rows of option `boxes` on their entries, by path or by unambiguous base name."""
+    if "boxes" not in recipe.options:
+        return
+    by_name = {entry.path: [entry] for entry in entries}
+    for entry in entries:
+        by_name.setdefault(PurePosixPath(entry.path).name, []).append(entry)
+    needed = {"filename", "label", "xmin", "ymin", "xmax", "ymax"}
+    for row in _rows(recipe, root / recipe.options["boxes"], needed, ledger):
+        owners = by_name.get(row["filename"], [])
+        if len(owners) == 1:
+            corners = [row[c] for c in ("xmin", "ymin", "xmax", "ymax")]
+            owners[0].boxes.append((label_name(recipe, row["label"]), *corners))
+        else:
+            reason = "box of an ambiguous file name" if owners else "box of an unknown image"
+            drop_annotation(recipe, reason, row["filename"], ledger)
+
+
+def _corners(bbox: list) -> list:
+    """x, y, width, height -> x1, y1, x2, y2; what is not a number is left for the box check."""
+    try:
+        x, y, width, height = map(float, bbox)
+    except (TypeError, ValueError):
+        return bbox
+    return [x, y, x + width, y + height]
+
+
+def _text(tree, path: str) -> str:
+    return " ".join((tree.findtext(path) or "").split())
+
+
+_MODALITY_WORDS = (
+    ("MR", re.compile(r"\b(mri|mr|magnetic resonance|t1|t2|flair|dwi)\b")),
+    ("CT", re.compile(r"\b(ct|cat scan|computed tomography)\b")),
+    ("X-ray", re.compile(r"\b(x-?ray|x ray|xr|cxr|plain film|radiograph)")),
+    ("ultrasound", re.compile(r"\b(ultrasound|sonogra)")),
+)
+
+
+def _modality_of_questions(qa: list[QuestionAnswer]) -> str:
+    """The modality that the answers to questions about it agree on, "" where they do not."""
+    votes = Counter()
+    for pair in qa:
+        if "MODALITY" not in pair.question_type or re.search(r"\bnot\b", pair.question):
+            continue
+        answer = pair.answer.lower()
+        said = pair.question.lower() if answer == "yes" else answer
+        votes.update(name for name, words in _MODALITY_WORDS if words.search(said))
+    (best, count), (_, second) = (votes.most_common(2) + [("", 0), ("", 0)])[:2]
+    return best if count > second else ""

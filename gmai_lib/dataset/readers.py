@@ -1,0 +1,244 @@
+"""Readers: a dataset folder in, one `Record` per image, slice or document out.
+
+One reader per *format*, named by a recipe; what a format looks like and which options it
+takes is said in `annotations.py` (images, tables, questions) and `volumes.py` (DICOM, NIfTI).
+
+    ledger = Ledger()
+    for record in read(recipe, root, ledger): ...
+    ledger.check()   # kept + dropped = seen, for items and for annotations
+
+Nothing is lost silently: every file that would become a record is counted as an item, every
+box, mask, label and question as an annotation, each kept or dropped with a reason under step
+"read". Broken files are drops; only an unreadable index stops with a ValueError.
+
+Paper: section 3.1, steps 2 and 3 (standardise images; extract labels and boxes).
+Departs: the annotation stays with the image as typed columns.
+"""
+
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gmai_lib.dataset import annotations, images, volumes
+from gmai_lib.dataset.recipes import Recipe
+from gmai_lib.dataset.records import (
+    STEP,
+    Entry,
+    box_of,
+    boxes_of_mask,
+    drop_annotation,
+    drop_entry,
+    is_file,
+    is_inside,
+    new_record,
+    others,
+)
+from gmai_lib.schema import MODALITIES, NO_FINDING, Box, Ledger, Record
+
+# How sources write the modality of a single image; lower case.
+_MODALITIES = {
+    "x-ray": "X-ray",
+    "xray": "X-ray",
+    "ct": "CT",
+    "mr": "MR",
+    "mri": "MR",
+    "pet": "PET",
+    "oct": "OCT",
+}
+
+
+def read(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+    """Yield the records of the dataset at `root`, counting everything in `ledger`.
+
+    Raises ValueError if the recipe names no known format, an index file is unreadable, or
+    nothing at all was found.
+    """
+    if recipe.reader not in READERS:
+        raise ValueError(f"recipe {recipe.name}: no reader {recipe.reader!r}; have {list(READERS)}")
+    key = (recipe.name, STEP, "item")
+    before = ledger.seen[key]
+    yield from READERS[recipe.reader](recipe, Path(root), ledger)
+    if ledger.seen[key] == before:
+        raise ValueError(
+            f"{root} looks like {recipe.name} but holds no item of it; check that it is unpacked "
+            f"completely ({recipe.reader}: {recipe.options})"
+        )
+
+
+def _image_reader(parse: Callable) -> Callable:
+    """Reader of a 2D format: parse the annotation files, then open the images one by one."""
+
+    def reader(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+        entries = _merged(parse(recipe, root, ledger))
+        if recipe.reader != "class_folders":  # there the files themselves are the index
+            _drop_unlisted(recipe, root, entries, ledger)
+        vocabulary = defaultdict(set)
+        if recipe.options.get("exhaustive"):
+            for entry in entries:
+                vocabulary[entry.modality, entry.organ].update(_stated(entry))
+        for entry in entries:
+            known = vocabulary[entry.modality, entry.organ]
+            record = _image_record(recipe, root, entry, known, ledger)
+            if record:
+                yield record
+
+    return reader
+
+
+def _text_reader(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+    for entry in annotations.question_xml(recipe, root, ledger):
+        if not entry.qa:
+            ledger.drop(recipe.name, STEP, "no usable question", entry.path)
+            continue
+        ledger.keep(recipe.name, STEP)
+        ledger.keep(recipe.name, STEP, len(entry.qa), level="annotation")
+        qa = tuple(entry.qa)
+        yield new_record(recipe, entry.path, dimension="text", modality=recipe.modality, qa=qa)
+
+
+READERS: dict[str, Callable[[Recipe, Path, Ledger], Iterator[Record]]] = {
+    "class_folders": _image_reader(annotations.class_folders),
+    "table": _image_reader(annotations.table),
+    "voc": _image_reader(annotations.voc),
+    "coco": _image_reader(annotations.coco),
+    "mask_files": _image_reader(annotations.mask_files),
+    "instance_folders": _image_reader(annotations.instance_folders),
+    "vqa_json": _image_reader(annotations.vqa_json),
+    "question_xml": _text_reader,
+    "dicom_files": volumes.dicom_files,
+    "dicom_series": volumes.dicom_series,
+    "nnunet": volumes.nnunet,
+    "volumes": volumes.volumes,
+}
+
+
+def _merged(entries: list[Entry]) -> list[Entry]:
+    """One entry per image: what a second one says about the same path is added to the first."""
+    by_path: dict[str, Entry] = {}
+    for entry in entries:
+        if is_inside(entry.path):
+            entry.path = posixpath.normpath(entry.path.replace("\\", "/"))
+        first = by_path.setdefault(entry.path, entry)
+        if first is not entry:
+            for name in ("labels", "boxes", "masks", "qa"):
+                getattr(first, name).extend(getattr(entry, name))
+    return list(by_path.values())
+
+
+def _drop_unlisted(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger):
+    """Count image and mask files that no annotation names."""
+    if "images" in recipe.options:
+        listed = {entry.path for entry in entries}
+        for path in annotations.files(root, recipe.options["images"]):
+            if path not in listed:
+                ledger.drop(recipe.name, STEP, "no annotation names this image", path)
+    if "masks" in recipe.options:
+        listed = {mask for entry in entries for _, mask in entry.masks}
+        for path in annotations.files(root, recipe.options["masks"]):
+            if path not in listed:
+                drop_annotation(recipe, "no annotation names this mask", path, ledger)
+
+
+def _stated(entry: Entry) -> set[str]:
+    """All labels that an entry states, also those whose box or mask turns out unusable."""
+    return {*entry.labels, *(b[0] for b in entry.boxes), *(m[0] for m in entry.masks)}
+
+
+def _image_record(
+    recipe: Recipe, root: Path, entry: Entry, vocabulary: set[str], ledger: Ledger
+) -> Record | None:
+    """Open the image and make its record; None, counted, if it cannot be used."""
+    modality = _MODALITIES.get(entry.modality.lower(), entry.modality) or recipe.modality
+    if not is_inside(entry.path):
+        return drop_entry(recipe, entry, "path leads outside the dataset folder", ledger)
+    if not is_file(root, entry.path):
+        return drop_entry(recipe, entry, "image missing", ledger)
+    if modality not in MODALITIES:
+        return drop_entry(recipe, entry, "modality is not stated or unknown", ledger)
+    try:
+        data, pixels = images.standard((root / entry.path).read_bytes())
+    except (OSError, ValueError):
+        return drop_entry(recipe, entry, "image cannot be decoded", ledger)
+    height, width = pixels.shape[:2]
+    boxes, unusable = _boxes(recipe, root, entry, (height, width), ledger)
+    labels = dict.fromkeys([*entry.labels, *(box.label for box in boxes)])
+    if not _stated(entry) and "no_annotation" in recipe.options:
+        labels = {recipe.options["no_annotation"]: None}
+    ledger.keep(recipe.name, STEP)
+    kept = len(entry.labels) + len(entry.qa)
+    if kept:
+        ledger.keep(recipe.name, STEP, kept, level="annotation")
+    return new_record(
+        recipe,
+        entry.path,
+        dimension="2d",
+        modality=modality,
+        image=data,
+        width=width,
+        height=height,
+        labels=tuple(labels),
+        absent=others(vocabulary, _stated(entry)),
+        boxes=tuple(boxes),
+        # A count is only known if no box of the image had to be dropped.
+        complete=bool(recipe.options.get("complete") and not unusable),
+        organ=entry.organ,
+        patient=entry.patient,
+        volume=_volume_of(recipe, entry.path),
+        split=entry.split,
+        severity=entry.severity,
+        report=entry.report,
+        license=entry.license.replace(" ", "-"),
+        qa=tuple(entry.qa),
+    )
+
+
+def _boxes(
+    recipe: Recipe, root: Path, entry: Entry, shape: tuple[int, int], ledger: Ledger
+) -> tuple[list[Box], int]:
+    """Usable boxes of an entry, from its boxes and masks, and how many were unusable."""
+    height, width = shape
+    found: list[tuple[list[Box] | str, str]] = []  # boxes or the reason why none, example
+    for label, *corners in entry.boxes:
+        box = box_of(label, corners, width, height)
+        found.append(([box] if isinstance(box, Box) else box, f"{entry.path} {label} {corners}"))
+    for label, path in entry.masks:
+        found.append((_mask_boxes(recipe, root, label, path, shape), path))
+    boxes, unusable = [], 0
+    for result, example in found:
+        if isinstance(result, str):
+            drop_annotation(recipe, result, example, ledger)
+            unusable += 1
+        else:
+            ledger.keep(recipe.name, STEP, level="annotation")
+            boxes += result
+    return boxes, unusable
+
+
+def _mask_boxes(
+    recipe: Recipe, root: Path, label: str, path: str, shape: tuple[int, int]
+) -> list[Box] | str:
+    if not is_inside(path):
+        return "path leads outside the dataset folder"
+    if not is_file(root, path):
+        return "mask missing"
+    try:
+        pixels = images.decode(root / path)
+    except (OSError, ValueError):
+        return "mask cannot be decoded"
+    mask = pixels.max(axis=2) if pixels.ndim == 3 else pixels
+    mask = mask > (127 if mask.max() > 1 else 0)  # 0/255, also from a JPEG, or 0/1
+    if mask.shape != shape:
+        return "mask of another size than its image"
+    if not mask.any():
+        return [] if label == NO_FINDING else "mask is empty"
+    if label in ("", NO_FINDING):
+        return "mask without a finding"
+    by_component = recipe.options.get("instances") == "components"
+    return boxes_of_mask(mask, label, "components" if by_component else "label")
+
+
+def _volume_of(recipe: Recipe, path: str) -> str:
+    match = re.fullmatch(recipe.options.get("volume", ""), posixpath.basename(path))
+    return match[1] if match and match.groups() else ""

@@ -1,0 +1,181 @@
+"""What all readers share: entries, names, ids, pseudonyms and counted drops.
+
+An `Entry` is what annotation files say about one image; a `Record` is the image with it.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from scipy import ndimage
+
+from gmai_lib.dataset.recipes import Recipe
+from gmai_lib.schema import NO_FINDING, Box, Ledger, QuestionAnswer, Record
+
+STEP = "read"  # of every ledger row that a reader writes
+# Second part of a record's id, by reader.
+_KINDS = {
+    "class_folders": "cls",
+    "table": "cls",
+    "voc": "det",
+    "coco": "det",
+    "vqa_json": "vqa",
+    "question_xml": "qa",
+    "dicom_files": "meta",
+}
+
+
+@dataclass(kw_only=True)
+class Entry:
+    """What the annotation files say about one image or document."""
+
+    path: str  # POSIX path inside the dataset folder, as the annotation gives it
+    labels: list[str] = field(default_factory=list)  # of the whole image
+    boxes: list[tuple] = field(default_factory=list)  # label, x1, y1, x2, y2 in pixels
+    masks: list[tuple[str, str]] = field(default_factory=list)  # label, path
+    qa: list[QuestionAnswer] = field(default_factory=list)
+    patient: str = ""  # as the source writes it; the record gets a salted hash
+    organ: str = ""
+    split: str = ""
+    severity: str = ""
+    report: str = ""
+    license: str = ""
+    modality: str = ""
+
+    @property
+    def annotations(self) -> int:
+        """How many annotations hang on this entry."""
+        return len(self.labels) + len(self.boxes) + len(self.masks) + len(self.qa)
+
+
+def new_record(recipe: Recipe, path: str, *, dimension: str, modality: str, **more) -> Record:
+    """Build a record with the recipe's provenance; `patient` is hashed, "" stays "".
+
+    The id is dimension#task#modality#source#path, path parts joined by "#".
+    """
+    parts = [dimension, _KINDS.get(recipe.reader, "seg"), modality, recipe.name]
+    organ = more.pop("organ", "") or recipe.organ
+    return Record(
+        id="#".join([*parts, *path.split("/")]),
+        source=recipe.name,
+        path=path,
+        dimension=dimension,
+        modality=modality,
+        department=recipe.options.get("departments", {}).get(organ, recipe.department),
+        task=recipe.task,
+        license=more.pop("license", "") or recipe.license,
+        access=recipe.access,
+        patient=pseudonym(recipe.name, more.pop("patient", "")),
+        organ=organ,
+        boxes_are_complete=more.pop("complete", False),
+        **more,
+    )
+
+
+def pseudonym(source: str, patient: str) -> str:
+    """Return a salted hash that groups one person's items, "" for an unknown person.
+
+    The salt is the environment variable GMAI_SALT. Set it to a secret for data that is not
+    public: with the built-in salt a short identifier can be found by trying them all.
+    """
+    if not patient:
+        return ""
+    salt = os.environ.get("GMAI_SALT", "gmai-vl-workbook")
+    return hashlib.blake2b(f"{salt}\0{source}\0{patient}".encode(), digest_size=8).hexdigest()
+
+
+def label_name(recipe: Recipe, raw: str) -> str:
+    """Return the readable label for the source's `raw` one."""
+    raw = raw.strip()
+    names = recipe.options.get("names", {})
+    if raw in names:
+        return names[raw]
+    return raw.replace("_", " ").lower() if recipe.options.get("readable") else raw
+
+
+def others(vocabulary: Iterable[str], present: Iterable[str]) -> tuple[str, ...]:
+    """Labels of the vocabulary that are not present, sorted; "no finding" is never absent."""
+    return tuple(sorted(set(vocabulary) - set(present) - {NO_FINDING, ""}))
+
+
+def box_of(label: str, corners: Iterable, width: int, height: int) -> Box | str:
+    """Return the box in fractions, clipped to the image, or the reason why it is none."""
+    try:
+        x1, y1, x2, y2 = (float(c) for c in corners)
+    except (TypeError, ValueError):
+        return "box is not four numbers"
+    if not label:
+        return "box without label"
+    x1, x2 = (min(max(x / width, 0.0), 1.0) for x in (x1, x2))
+    y1, y2 = (min(max(y / height, 0.0), 1.0) for y in (y1, y2))
+    if not (x2 > x1 and y2 > y1):  # also catches NaN
+        return "box without area"
+    return Box(label=label, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def boxes_of_mask(mask: np.ndarray, label: str, instances: str) -> list[Box]:
+    """Return boxes of a boolean (H, W) mask, each with the covered fraction of the image.
+
+    `instances` "components": one box per connected component (8 neighbours), else one box
+    around everything.
+    """
+    height, width = mask.shape
+    if instances == "components":
+        parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        masks = (parts == i for i in range(1, count + 1))
+    else:
+        masks = (mask,) if mask.any() else ()
+    boxes = []
+    for part in masks:
+        rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+        boxes.append(
+            Box(
+                label=label,
+                x1=float(columns[0] / width),
+                y1=float(rows[0] / height),
+                x2=float((columns[-1] + 1) / width),
+                y2=float((rows[-1] + 1) / height),
+                area=float(np.count_nonzero(part) / mask.size),
+            )
+        )
+    return boxes
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path taken from an annotation stays inside the dataset folder.
+
+    Judged by its text: links that a user put into the folder are the user's business.
+    """
+    pure = PurePosixPath(path.replace("\\", "/"))
+    if pure.is_absolute() or "\0" in path or re.match(r"[A-Za-z]:", path):
+        return False
+    depth = 0
+    for part in pure.parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return False
+    return True
+
+
+def is_file(root: Path, path: str) -> bool:
+    """Whether the file exists; False also for names that no file can have."""
+    try:
+        return (root / path).is_file()
+    except OSError:
+        return False
+
+
+def drop_entry(recipe: Recipe, entry: Entry, reason: str, ledger: Ledger):
+    """Count an item as dropped, and with it the annotations that hang on it."""
+    ledger.drop(recipe.name, STEP, reason, entry.path)
+    drop_annotation(recipe, f"item dropped: {reason}", entry.path, ledger, entry.annotations)
+
+
+def drop_annotation(recipe: Recipe, reason: str, example: str, ledger: Ledger, n: int = 1):
+    """Count `n` annotations as dropped."""
+    if n:
+        ledger.drop(recipe.name, STEP, reason, example, n, level="annotation")

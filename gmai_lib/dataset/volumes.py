@@ -1,0 +1,345 @@
+"""Volumes: DICOM and NIfTI in, windowed and oriented slices with their annotation out.
+
+Every slice of a volume is an item; up to option `slices` (default 4) of them are kept, half by
+most annotated structure, half evenly spaced. A structure (one label of one mask) is one
+annotation, kept if a kept slice shows it. Masks are matched to slices in patient space, so
+they may lie on another grid than their image. Display: `images.py`.
+
+Options:
+    slices       slices per volume
+    window       name of a CT window, where the file itself has no VOI window
+    instances    "components": every connected part on a slice is one instance; "values": every
+                 mask value is; "label": one box around all of a structure
+    table, key   CSV with patient, organ and finding of each volume (see `annotations.py`)
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from glob import escape
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from gmai_lib.dataset import annotations, images
+from gmai_lib.dataset.planes import (
+    MODALITIES,
+    body_part,
+    dicom_header,
+    dicom_pixels,
+    is_inverted,
+    not_an_image,
+    text_of,
+    voi_window,
+)
+from gmai_lib.dataset.recipes import Recipe
+from gmai_lib.dataset.records import (
+    STEP,
+    boxes_of_mask,
+    drop_annotation,
+    label_name,
+    new_record,
+    others,
+)
+from gmai_lib.dataset.stacks import Volume, add_mask, dicom_volume, nifti_volume, redacted
+from gmai_lib.outputs import read_json
+from gmai_lib.schema import NO_FINDING, Box, Ledger, Record
+
+_PERCENTILES = (0.5, 99.5)  # grey range of slices without a declared window (MR, PET)
+
+# ---- formats -------------------------------------------------------------------------------
+
+
+def volumes(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+    """Listed volumes; option `cases` under `base`: image (NIfTI file or DICOM folder), masks
+    (globs) and, where they are needed, modality, window, measurements (JSON), measured (label).
+
+    A mask's label table is the Caret XML in its NIfTI header extension; without one the mask
+    holds one structure, named by its file.
+    """
+    base = recipe.options["base"]
+    for case in recipe.options["cases"]:
+        path = f"{base}/{case['image']}"
+        if (root / path).is_dir():
+            volume = dicom_volume(recipe, root, annotations.files(root, f"{path}/*"), ledger)
+        else:
+            modality = case.get("modality", recipe.modality)
+            volume = nifti_volume(recipe, root, path, modality, ledger)
+        if volume is None:
+            continue
+        volume.window = _named_window(recipe, case.get("window"))
+        for pattern in case["masks"]:
+            found = annotations.files(root, f"{base}/{pattern}")
+            for mask in found or [f"{base}/{pattern}"]:
+                stem = PurePosixPath(mask).name.removesuffix(".nii.gz")
+                add_mask(recipe, root, volume, mask, {1: label_name(recipe, stem)}, ledger)
+        volume.vocabulary = {name for mask in volume.masks for name in mask.searched}
+        if "measurements" in case:
+            volume.measured = case["measured"]
+            volume.report = _measurements(recipe, root / base / case["measurements"], ledger)
+        yield from _slices(recipe, volume, ledger)
+
+
+def nnunet(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+    """nnU-Net or Medical Segmentation Decathlon folder: dataset.json, imagesTr, labelsTr."""
+    path = root / "dataset.json"
+    index = annotations.read_index(path)
+    labels = index.get("labels") if isinstance(index, dict) else None
+    if not isinstance(labels, dict):
+        raise ValueError(f"{path} has no table of labels; it is no nnU-Net or MSD dataset.json")
+    # nnU-Net writes name: number, the Decathlon "number": name.
+    pairs = [(v, k) if isinstance(v, int) else (k, v) for k, v in labels.items()]
+    names = {int(v): label_name(recipe, str(k)) for v, k in pairs if str(v).isdigit() and int(v)}
+    ending = index.get("file_ending", ".nii.gz")
+    cases = {}
+    for image in annotations.files(root, f"imagesTr/*{ending}"):
+        cases[PurePosixPath(image).name.removesuffix(ending).removesuffix("_0000")] = image
+    for mask in annotations.files(root, f"labelsTr/*{ending}"):
+        if PurePosixPath(mask).name.removesuffix(ending) not in cases:
+            drop_annotation(recipe, "mask without an image", mask, ledger)
+    rows, findings = _table(recipe, root, set(cases), ledger)
+    for case, image in cases.items():
+        volume = nifti_volume(recipe, root, image, recipe.modality, ledger)
+        if volume is None:
+            continue
+        _say(volume, rows.get(case, {}), findings)
+        volume.window = _named_window(recipe, recipe.options.get("window"))
+        if add_mask(recipe, root, volume, f"labelsTr/{case}{ending}", names, ledger):
+            yield from _slices(recipe, volume, ledger)
+        else:
+            ledger.drop(recipe.name, STEP, "volume without its mask", image, len(volume.planes))
+
+
+def dicom_series(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+    """One folder per DICOM series (files need no suffix) with a NIfTI mask called `mask` in it.
+
+    The table names the finding of the series; every value of the mask is one instance of it.
+    """
+    folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "."}
+    rows, findings = _table(recipe, root, set(folders), ledger)
+    for series in folders:
+        mask = f"{series}/{recipe.options['mask']}"
+        paths = annotations.files(root, f"{escape(series)}/*")
+        volume = dicom_volume(recipe, root, [p for p in paths if p != mask], ledger)
+        if volume is None:
+            continue
+        finding = label_name(recipe, rows.get(series, {}).get("finding", ""))
+        _say(volume, rows.get(series, {}), findings)
+        volume.window = _named_window(recipe, recipe.options.get("window"))
+        usable = bool(finding)
+        if finding not in ("", NO_FINDING) or mask in paths:
+            usable = add_mask(recipe, root, volume, mask, finding, ledger) and usable
+        if usable:
+            yield from _slices(recipe, volume, ledger)
+        else:
+            reason = "volume without its mask" if finding else "volume without a table row"
+            ledger.drop(recipe.name, STEP, reason, volume.path, len(volume.planes))
+
+
+def dicom_files(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+    """Any DICOM files, each on its own; one with several frames is a video.
+
+    Only what the header says becomes annotation: modality, and the body part as organ. Files
+    that hold no image, cannot be decoded, have text burned in, or whose modality is outside the
+    vocabulary are drops. Displayed as stored, as the standard asks for.
+    """
+    paths = [p for p in annotations.files(root, "**/*") if not p.endswith((".py", ".pyc"))]
+    headers = {path: dicom_header(root / path) for path in paths}
+    patients = sorted({text_of(header, "PatientID") for header in headers.values()} - {""})
+    fallback = _named_window(recipe, recipe.options.get("window"))
+    for path, header in headers.items():
+        shown = redacted(recipe, path, patients)
+        reason = not_an_image(header)
+        if reason:
+            ledger.drop(recipe.name, STEP, reason, shown)
+            continue
+        frames = int(text_of(header, "NumberOfFrames") or 1)
+        chosen = select_slices([0.0] * frames, recipe.options.get("slices", 4))
+        if frames > len(chosen):
+            ledger.drop(recipe.name, STEP, "frame not selected", shown, frames - len(chosen))
+        modality = MODALITIES[text_of(header, "Modality")]
+        for frame in chosen:
+            name = f"{shown}#{frame}" if frames > 1 else shown
+            try:
+                pixels = dicom_pixels(root / path, frame)
+            except ValueError as error:
+                ledger.drop(recipe.name, STEP, str(error), name)
+                continue
+            if pixels.ndim == 2:
+                voi = voi_window(header) or (fallback if modality == "CT" else None)
+                pixels = _grey([pixels], [voi], [is_inverted(header)])[0]
+            ledger.keep(recipe.name, STEP)
+            yield _record(
+                recipe,
+                name,
+                pixels,
+                dimension="video" if frames > 1 else "2d",
+                modality=modality,
+                organ=body_part(header),
+                patient=text_of(header, "PatientID"),
+                volume=shown if frames > 1 else "",
+            )
+
+
+# ---- from planes to records ----------------------------------------------------------------
+
+
+def select_slices(scores: list[float], count: int) -> list[int]:
+    """Return up to `count` indices, ascending: half the richest, the rest evenly spaced.
+
+    Neighbours of a rich slice look almost the same and are passed over.
+    """
+    n = len(scores)
+    if n <= count:
+        return list(range(n))
+    chosen: list[int] = []
+    for i in sorted(range(n), key=lambda i: (-scores[i], i)):
+        if len(chosen) == (count + 1) // 2 or scores[i] <= 0:
+            break
+        if all(abs(i - other) > n // (2 * count) for other in chosen):
+            chosen.append(i)
+    evenly = count - len(chosen)
+    for part in range(evenly):
+        center = (part + 0.5) * n / evenly
+        free = (i for i in range(n) if i not in chosen)
+        chosen.append(min(free, key=lambda i: (abs(i + 0.5 - center), i)))
+    return sorted(chosen)
+
+
+def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
+    chosen = select_slices(_scores(volume), recipe.options.get("slices", 4))
+    if len(volume.planes) > len(chosen):
+        unused = len(volume.planes) - len(chosen)
+        ledger.drop(recipe.name, STEP, "slice not selected", volume.path, unused)
+    planes, loaded = [], []
+    for plane in (volume.planes[i] for i in chosen):
+        try:
+            loaded.append(plane.load())
+            planes.append(plane)
+        except ValueError as error:
+            ledger.drop(recipe.name, STEP, str(error), plane.path)
+    windows = [plane.voi or volume.window for plane in planes]
+    if volume.modality == "CT" and None in windows:
+        raise ValueError(
+            f"{volume.path} states no CT window; give recipe {recipe.name} the option window, "
+            f"one of {list(images.CT_WINDOWS)}"
+        )
+    shown: set[tuple[int, int]] = set()  # structures: mask and value
+    pixels = _grey(loaded, windows, [plane.inverted for plane in planes])
+    for plane, array in zip(planes, pixels, strict=True):
+        array, affine = images.radiological(array, plane.affine)
+        boxes: list[Box] = []
+        for number, mask in enumerate(volume.masks):
+            values, _ = images.radiological(mask.on(plane), plane.affine)
+            for value in sorted({*np.unique(values).tolist()} & {*mask.names}):
+                shown.add((number, value))
+                how = recipe.options["instances"]
+                how = "label" if how == "values" else how
+                boxes += boxes_of_mask(values == value, mask.names[value], how)
+        labels = tuple(dict.fromkeys(box.label for box in boxes))
+        if not labels and volume.is_complete and "no_annotation" in recipe.options:
+            labels = (recipe.options["no_annotation"],)
+        column_mm, row_mm = np.linalg.norm(affine[:3, :2], axis=0)
+        ledger.keep(recipe.name, STEP)
+        yield _record(
+            recipe,
+            plane.path,
+            images.square_pixels(array, row_mm, column_mm),
+            dimension="3d",
+            modality=volume.modality,
+            organ=volume.organ,
+            patient=volume.patient,
+            volume=volume.path,
+            labels=labels,
+            absent=others(volume.vocabulary, labels) if volume.is_complete else (),
+            boxes=tuple(boxes),
+            complete=bool(recipe.options.get("complete") and volume.is_complete),
+            report=volume.report if volume.measured in labels else "",
+        )
+    structures = {(i, v) for i, mask in enumerate(volume.masks) for v in mask.names}
+    if shown:
+        ledger.keep(recipe.name, STEP, len(shown), level="annotation")
+    unseen = len(structures - shown)
+    drop_annotation(recipe, "structure on no selected slice", volume.path, ledger, unseen)
+
+
+def _scores(volume: Volume) -> list[float]:
+    """Structures on each plane, plus the covered fraction to tell equal ones apart."""
+    scores = []
+    for plane in volume.planes:
+        found, covered = 0, 0.0
+        for mask in volume.masks:
+            values = mask.on(plane)
+            found += len(np.unique(values[values > 0]))
+            covered += np.count_nonzero(values) / values.size
+        scores.append(found + covered / (1 + len(volume.masks)))
+    return scores
+
+
+def _record(recipe: Recipe, path: str, pixels: np.ndarray, **more) -> Record:
+    height, width = pixels.shape[:2]
+    more |= {"image": images.to_png(pixels), "width": width, "height": height}
+    return new_record(recipe, path, **more)
+
+
+def _grey(loaded: list, windows: list, inverted: list[bool]) -> list[np.ndarray]:
+    """Slices as uint8, by their windows; those without one share a range of percentiles."""
+    undeclared = [p for p, w in zip(loaded, windows, strict=True) if w is None]
+    if undeclared:
+        values = np.concatenate([np.ravel(p) for p in undeclared])
+        finite = values[np.isfinite(values)]
+        low, high = np.percentile(finite, _PERCENTILES) if finite.size else (0.0, 0.0)
+    grey = []
+    for pixels, declared, invert in zip(loaded, windows, inverted, strict=True):
+        array = images.window(pixels, *declared) if declared else images.stretch(pixels, low, high)
+        grey.append(255 - array if invert else array)
+    return grey
+
+
+def _named_window(recipe: Recipe, name: str | None) -> tuple[float, float] | None:
+    if name and name not in images.CT_WINDOWS:
+        raise ValueError(
+            f"recipe {recipe.name}: window {name!r} is not one of {list(images.CT_WINDOWS)}"
+        )
+    return images.CT_WINDOWS[name] if name else None
+
+
+# ---- tables and masks ----------------------------------------------------------------------
+
+
+def _table(
+    recipe: Recipe, root: Path, known: set[str], ledger: Ledger
+) -> tuple[dict[str, dict], dict[str, set[str]]]:
+    """Rows by volume, and the findings that the table uses for each organ."""
+    rows = annotations.read_table(recipe, root, ledger)
+    findings = defaultdict(set)
+    for key, row in rows.items():
+        findings[row.get("organ", "").lower()].add(label_name(recipe, row.get("finding", "")))
+        if key not in known:
+            drop_annotation(recipe, "table row about an unknown volume", key, ledger)
+    return rows, findings
+
+
+def _say(volume: Volume, row: dict[str, str], findings: dict[str, set[str]]):
+    volume.organ = row.get("organ", "").lower()
+    volume.patient = row.get("patient", "") or volume.patient
+    volume.vocabulary = set(findings.get(volume.organ, ()))
+
+
+def _measurements(recipe: Recipe, path: Path, ledger: Ledger) -> str:
+    """One text about the landmarks of a pulmonary_report.json, each one an annotation.
+
+    The file names no units. They are cm and cm2: the distance of a landmark's end points,
+    which are in mm, is ten times its diameter.
+    """
+    try:
+        landmarks = read_json(path)["landmarks"].values()
+        parts = [
+            f"{mark['name']}: area {float(mark['area']):.1f} cm2, diameter "
+            f"{float(mark['diameter']):.1f} cm, perpendicular {float(mark['diameter_pd']):.1f} cm"
+            for mark in landmarks
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        drop_annotation(recipe, "measurements cannot be read", path.name, ledger)
+        return ""
+    ledger.keep(recipe.name, STEP, len(parts), level="annotation")
+    return f"Measured landmarks of the pulmonary artery. {'; '.join(parts)}."
