@@ -1,0 +1,206 @@
+"""Conversation -> input_ids and labels; images -> pixel_values; the Hugging Face processor.
+
+Paper: section 4.1; the template is that of the authors' code (InternLM2's ChatML, no system
+turn, no BOS): `<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n...<|im_end|>`. One
+`<image>` in the text stands for one image and is widened to one id per patch.
+Departs: training and inference share one image path (square pad with the CLIP mean colour, no
+crop), which the authors' demo does not; `<ref>` and `<box>` are single tokens, so that grounded
+answers stay short. `render` and CHAT_TEMPLATE say the same thing twice, once for speed and
+answer spans, once for `apply_chat_template`; tests hold them equal.
+
+Shape letters: N images, H = W = S pixels.
+"""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AddedToken, LlavaProcessor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+IMAGE_TOKEN = "<image>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>")
+SPECIAL_TOKENS = (IMAGE_TOKEN, TURN_START, TURN_END, *GROUNDING_TOKENS)
+IGNORE_INDEX = -100
+ROLES = ("user", "assistant")
+
+# The same text as `render`; content may also be a list of {"type": "image"} and text parts.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '' if loop.first else '\n' }}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{{ '<image>\n' if part['type'] == 'image' else part['text'] }}"
+    "{% endfor %}{% endif %}"
+    "{{ '<|im_end|>' }}"
+    "{% endfor %}"
+    "{{ '\n<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+)
+
+# Colour of the square padding: what transformers' LLaVA processor uses, 8-bit (122, 116, 104).
+PADDING_COLOUR = tuple(int(value * 255) for value in OPENAI_CLIP_MEAN)
+
+
+def render(conversations) -> tuple[str, list[tuple[int, int]]]:
+    """Return the chat text and the (start, end) character spans that are answers.
+
+    An answer span ends after its `<|im_end|>`. Raises ValueError for roles that do not
+    alternate from user, and for template tokens inside the content: they would end a turn early.
+    """
+    text, spans = "", []
+    for turn, message in enumerate(conversations):
+        role, content = message["role"], message["content"]
+        if role != ROLES[turn % 2]:
+            raise ValueError(f"turn {turn} has role {role!r}; expected {ROLES[turn % 2]!r}")
+        forbidden = [TURN_START, TURN_END] + [IMAGE_TOKEN] * (role == "assistant")
+        found = [token for token in forbidden if token in content]
+        if found:
+            raise ValueError(f"turn {turn} ({role}) contains {found}: {content[:80]!r}")
+        text += f"{chr(10) if turn else ''}{TURN_START}{role}\n"
+        start = len(text)
+        text += content + TURN_END
+        if role == "assistant":
+            spans.append((start, len(text)))
+    return text, spans
+
+
+def encode(conversations, tokenizer, tokens_per_image: int) -> dict[str, list[int]]:
+    """Tokenise one conversation for training.
+
+    Returns {"input_ids": ..., "labels": ...}, equally long; each `<image>` is
+    `tokens_per_image` ids. Labels are IGNORE_INDEX but for the assistant's text including its
+    `<|im_end|>`; the newline between turns is not learned. Needs a fast tokenizer (offsets).
+    """
+    text, spans = render(conversations)
+    if len(conversations) % 2 or not conversations:
+        raise ValueError("a training conversation must end with an assistant turn")
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    labels = [IGNORE_INDEX] * len(ids)
+    index = 0
+    for start, end in spans:
+        while offsets[index][0] < start:
+            index += 1
+        while index < len(ids) and offsets[index][0] < end:
+            labels[index] = ids[index]
+            index += 1
+    return {
+        "input_ids": _widen(ids, ids, tokenizer, tokens_per_image),
+        "labels": _widen(labels, ids, tokenizer, tokens_per_image),
+    }
+
+
+def encode_prompt(conversations, tokenizer, tokens_per_image: int) -> list[int]:
+    """Tokenise a conversation that ends with a user turn, up to where the answer begins."""
+    text, _ = render(conversations)
+    if len(conversations) % 2 == 0:
+        raise ValueError("a prompt must end with a user turn")
+    text += f"\n{TURN_START}assistant\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return _widen(ids, ids, tokenizer, tokens_per_image)
+
+
+def _widen(values, ids, tokenizer, tokens_per_image):
+    """Repeat the value at every image placeholder."""
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    widened = []
+    start = 0
+    for position in [i for i, token in enumerate(ids) if token == image_token_id]:
+        widened += values[start:position] + [values[position]] * tokens_per_image
+        start = position + 1
+    return widened + values[start:]
+
+
+def add_special_tokens(tokenizer, language_model=None) -> int:
+    """Add the tokens of this module to a pretrained tokenizer; grow `language_model` to match.
+
+    Returns how many were new. New embedding rows start at the mean of the old ones.
+    """
+    known = tokenizer.get_vocab()
+    new = [token for token in SPECIAL_TOKENS if token not in known]
+    tokenizer.add_tokens([token_entry(token) for token in new])
+    if language_model is not None:
+        rows = language_model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            language_model.resize_token_embeddings(len(tokenizer))
+    return len(new)
+
+
+def token_entry(token: str) -> AddedToken:
+    """Return the tokenizer entry of one of SPECIAL_TOKENS.
+
+    Grounding tags are ordinary added tokens, so that `decode(skip_special_tokens=True)` keeps
+    them in an answer and drops only `<|im_end|>` and padding.
+    """
+    return AddedToken(token, special=token not in GROUNDING_TOKENS, normalized=False)
+
+
+def decode_image(image) -> np.ndarray:
+    """Return (H, W, 3) uint8 from encoded bytes, or from a uint8 array (H, W) or (H, W, 3)."""
+    if isinstance(image, bytes):
+        with Image.open(io.BytesIO(image)) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError(
+                    f"image mode {opened.mode}: more than 8 bits a pixel; window it first"
+                )
+            return np.asarray(opened.convert("RGB"))
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise ValueError(
+            f"expected a uint8 (H, W) or (H, W, 3) image, got {array.dtype} {array.shape}"
+        )
+    return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array[:, :, :3]
+
+
+def square_image(image, size: int) -> torch.Tensor:
+    """Decode, pad to a square with the CLIP mean colour, resize: (3, size, size) uint8.
+
+    Pillow resizes here because it does so in the processor of the exported checkpoint: the
+    pixels are then equal, not similar. torch's antialiased bicubic differs by one level in
+    0.04 % of the values when enlarging.
+    """
+    array = decode_image(image)
+    height, width = array.shape[:2]
+    side = max(height, width)
+    square = Image.new("RGB", (side, side), PADDING_COLOUR)
+    square.paste(Image.fromarray(array), ((side - width) // 2, (side - height) // 2))
+    resized = np.array(square.resize((size, size), Image.Resampling.BICUBIC))
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
+
+
+def normalize_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Scale (N, 3, S, S) uint8 to float32 with the CLIP mean and standard deviation."""
+    mean = torch.tensor(OPENAI_CLIP_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(OPENAI_CLIP_STD, device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
+
+
+def pixel_values(images, vision_config) -> torch.Tensor:
+    """Encoded bytes or uint8 arrays -> (N, 3, S, S) float32, S = vision_config.image_size."""
+    size = vision_config.image_size
+    if not len(images):
+        return torch.zeros((0, 3, size, size))
+    return normalize_pixels(torch.stack([square_image(image, size) for image in images]))
+
+
+def build_processor(tokenizer, vision_config) -> LlavaProcessor:
+    """Return the processor saved beside a checkpoint.
+
+    It is transformers' own LLaVA processor, so that `AutoProcessor` loads it without this
+    package. `LlavaImageProcessorPil` needs no torchvision and pads to a square before it resizes.
+    """
+    size = {"height": vision_config.image_size, "width": vision_config.image_size}
+    return LlavaProcessor(
+        image_processor=LlavaImageProcessorPil(
+            do_pad=True, size=size, crop_size=size, do_center_crop=False
+        ),
+        tokenizer=tokenizer,
+        patch_size=vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the class token, which "default" then drops
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE_TOKEN,
+    )

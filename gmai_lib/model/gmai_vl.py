@@ -1,0 +1,338 @@
+"""GMAI-VL: vision tower -> two-layer projector -> language model, and the splice between them.
+
+    model = from_profile(config.load("mini"), tokenizer)
+    loss = model(input_ids=..., pixel_values=..., labels=...).loss
+
+Paper: section 4.1 and figure 1 (CLIP ViT-L/14-336 + MLP + InternLM2.5-7B, a LLaVA layout).
+Departs: 4-D attention masks, so that packed samples do not see each other (the authors' code
+does this inside a flash-attention wrapper); a placeholder mismatch raises where the authors'
+code cuts or repeats image features; only the tower layers that are used are computed.
+References: same contract as transformers' `LlavaForConditionalGeneration`, to which
+`gmai_lib.model.weights.export_llava` converts.
+
+Shape letters: B batch, T tokens, N images, P patches per image, D language-model width,
+V vocabulary, S supervised positions (labels that count).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationConfig,
+    GenerationMixin,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from gmai_lib.config import PARTS
+from gmai_lib.model.chat import IGNORE_INDEX, IMAGE_TOKEN, TURN_END
+
+
+class GMAIVLConfig(PreTrainedConfig):
+    """The configurations of the two backbones and how they are joined."""
+
+    model_type = "gmai_vl"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 0
+    vision_feature_layer: int = -2  # index into [embeddings, layer 1, ..., layer L]
+    projector_hidden_act: str = "gelu"
+
+    def __post_init__(self, **kwargs):
+        for name, default in (("vision_config", CLIPVisionConfig), ("text_config", LlamaConfig)):
+            value = getattr(self, name)
+            if not isinstance(value, PreTrainedConfig):
+                value = dict(value or {})
+                model_type = value.pop("model_type", default.model_type)
+                setattr(self, name, AutoConfig.for_model(model_type, **value))
+        super().__post_init__(**kwargs)
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Placeholders one image occupies: its patches, without the class token."""
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+    @property
+    def num_used_layers(self) -> int:
+        """Vision tower layers that run: 23 of CLIP-L's 24 for `vision_feature_layer` = -2."""
+        layer, total = self.vision_feature_layer, self.vision_config.num_hidden_layers
+        if not -total - 1 <= layer <= total:
+            raise ValueError(f"vision_feature_layer {layer} in a vision tower of {total} layers")
+        return layer if layer >= 0 else total + 1 + layer
+
+
+class MultiModalProjector(nn.Module):
+    """Linear, GELU, Linear: patch features (..., vision width) -> token features (..., D)."""
+
+    def __init__(self, config: GMAIVLConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, features):
+        return self.linear_2(self.act(self.linear_1(features)))
+
+
+def splice_image_features(inputs_embeds, image_features, input_ids, image_token_id):
+    """Write image features over the placeholder embeddings.
+
+    Shapes: inputs_embeds (B, T, D); image_features (N, P, D) in the order the placeholders
+    appear; input_ids (B, T). Returns a new (B, T, D) tensor; gradients reach both inputs.
+
+    Raises ValueError if the placeholders are not exactly N * P: a mismatch would shift
+    every later image silently. Source: same contract as transformers' Llava model.
+    """
+    positions = (input_ids.flatten() == image_token_id).nonzero().squeeze(1)
+    images, patches = image_features.shape[:2]
+    if len(positions) != images * patches:
+        raise ValueError(
+            f"{len(positions)} image placeholders in input_ids but {images * patches} image "
+            f"features ({images} images x {patches} patches); every <image> must be widened to "
+            f"{patches} ids, and pixel_values must hold exactly the images of this batch"
+        )
+    features = image_features.flatten(0, 1).to(inputs_embeds.dtype)
+    return inputs_embeds.flatten(0, 1).index_copy(0, positions, features).view_as(inputs_embeds)
+
+
+class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """The whole model; its three attributes are the three boxes of the paper's figure 1."""
+
+    config_class = GMAIVLConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+    def __init__(self, config: GMAIVLConfig):
+        super().__init__(config)
+        self.vision_tower = CLIPVisionModel._from_config(config.vision_config)
+        self.multi_modal_projector = MultiModalProjector(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+
+    def _apply(self, fn, recurse=True):
+        """Keep the rotary frequencies in float32 when the model is cast (torch, DeepSpeed).
+
+        In bf16 they are wrong by up to 0.4 %, 0.16 radian after 100 tokens; no checkpoint
+        stores them, so a model trained on rounded ones would be evaluated on others.
+        """
+        rotary = self.language_model.model.rotary_emb
+        exact = {name: buffer for name, buffer in rotary.named_buffers() if "inv_freq" in name}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            if getattr(rotary, name).dtype != buffer.dtype:
+                setattr(rotary, name, buffer.to(getattr(rotary, name).device))
+        return self
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.language_model.get_output_embeddings()
+
+    def image_features(self, pixel_values):
+        """Encode pixel_values (N, 3, H, W) to image features (N, P, D).
+
+        Layers after `vision_feature_layer` do not run: asking transformers for all hidden
+        states would compute them and keep every one in memory.
+        """
+        tower = self.vision_tower
+        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))  # (N, 1 + P, vision width)
+        for layer in tower.encoder.layers[: self.config.num_used_layers]:
+            hidden = layer(hidden, attention_mask=None)
+        return self.multi_modal_projector(hidden[:, 1:])  # without the class token
+
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        logits_to_keep=0,
+        num_items_in_batch=None,
+        dummy_image=False,
+        **kwargs,
+    ):
+        """Compute the loss (with `labels`) or the logits (without).
+
+        input_ids (B, T); pixel_values (N, 3, H, W) in order of the placeholders, None or N = 0
+        for text only; attention_mask (B, T), or (B, 1, T, T) for packs (bool: True = may
+        attend, or additive float); position_ids (B, T), restarting at 0 for every packed sample.
+
+        `labels` (B, T), IGNORE_INDEX where nothing is learned: the loss is the mean over the S
+        supervised tokens, or their sum / `num_items_in_batch` where gradients are accumulated.
+        The vocabulary head then runs on these S positions only and `logits` is None, because
+        at most a third of a pack is answers. Without labels, logits are (B, T, V), or the last
+        `logits_to_keep` positions. `dummy_image` sends a blank image with weight zero through
+        tower and projector, so that ranks with a text-only batch join the gradient exchange.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+            if pixel_values is not None and len(pixel_values):
+                features = self.image_features(pixel_values)
+            else:  # zero images: the splice then checks that there is no placeholder either
+                shape = (0, self.config.tokens_per_image, inputs_embeds.shape[-1])
+                features = inputs_embeds.new_zeros(shape)
+            if not decoding:
+                inputs_embeds = splice_image_features(
+                    inputs_embeds, features, input_ids, self.config.image_token_id
+                )
+        if dummy_image:
+            size = self.config.vision_config.image_size
+            blank = inputs_embeds.new_zeros((1, 3, size, size))
+            inputs_embeds = inputs_embeds + 0 * self.image_features(blank).sum()
+
+        outputs = self.language_model.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=self._language_mask(attention_mask, inputs_embeds.dtype),
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache if labels is None else False,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state  # (B, T, D)
+        if labels is not None:
+            loss = self._loss(hidden, labels, num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return CausalLMOutputWithPast(
+            logits=self.language_model.lm_head(hidden[:, kept]),
+            past_key_values=outputs.past_key_values,
+        )
+
+    def _loss(self, hidden, labels, num_items_in_batch):
+        """Cross-entropy of the next token, in float32, at the supervised positions."""
+        targets = labels[:, 1:]
+        supervised = targets != IGNORE_INDEX
+        logits = self.language_model.lm_head(hidden[:, :-1][supervised]).float()  # (S, V)
+        total = F.cross_entropy(logits, targets[supervised], reduction="sum")
+        # A batch without a single answer token gives 0, not 0 / 0.
+        return total / (num_items_in_batch or max(len(logits), 1))
+
+    def _language_mask(self, mask, dtype):
+        """4-D masks go to the attention kernel as they are; make their type one it takes."""
+        if mask is None or mask.ndim == 2:
+            return mask
+        if mask.dtype == torch.bool:
+            if self.language_model.config._attn_implementation == "sdpa":
+                return mask
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask.to(dtype)
+
+    def set_trainable(self, parts):
+        """Let only `parts` learn (names of config.PARTS).
+
+        Tower layers after `vision_feature_layer` receive no gradient in any stage and stay
+        frozen, so that weight decay does not shrink them.
+        """
+        unknown = set(parts) - set(PARTS)
+        if unknown:
+            raise ValueError(f"unknown parts {sorted(unknown)}; known: {PARTS}")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(part_of(name) in parts)
+        self.vision_tower.encoder.layers[self.config.num_used_layers :].requires_grad_(False)
+        self.vision_tower.post_layernorm.requires_grad_(False)
+
+    def parameter_table(self) -> list[dict]:
+        """One row per part: parameters, and how many of them would learn now."""
+        rows = {part: {"part": part, "parameters": 0, "trainable": 0} for part in PARTS}
+        for name, parameter in self.named_parameters():
+            row = rows[part_of(name)]
+            row["parameters"] += parameter.numel()
+            row["trainable"] += parameter.numel() * parameter.requires_grad
+        return list(rows.values())
+
+
+def part_of(parameter_name: str) -> str:
+    """Return which of config.PARTS a parameter belongs to."""
+    part = parameter_name.removeprefix("module.").split(".")[0]
+    if part not in PARTS:
+        raise ValueError(f"parameter {parameter_name} belongs to none of {PARTS}")
+    return part
+
+
+def vision_config(profile) -> CLIPVisionConfig:
+    """transformers' configuration of the profile's vision tower."""
+    names = ("image_size", "patch_size", "hidden_size", "intermediate_size")
+    names += ("num_hidden_layers", "num_attention_heads")
+    return CLIPVisionConfig(**{name: getattr(profile.vision, name) for name in names})
+
+
+def text_config(profile, tokenizer) -> LlamaConfig:
+    """transformers' configuration of the profile's language model."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names += ("num_key_value_heads", "max_position_embeddings", "tie_word_embeddings")
+    return LlamaConfig(
+        vocab_size=max(profile.text.vocab_size, len(tokenizer)),
+        rope_parameters={"rope_type": "default", "rope_theta": profile.text.rope_theta},
+        rms_norm_eps=1e-5,  # InternLM2.5's
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,  # the chat template has none
+        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
+        **{name: getattr(profile.text, name) for name in names},
+    )
+
+
+def from_parts(vision_tower, language_model, tokenizer, *, vision_feature_layer: int = -2):
+    """Join two backbones with a new, untrained projector. The backbones are used, not copied."""
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    rows = language_model.get_input_embeddings().num_embeddings
+    if image_token_id is None or not image_token_id < rows or len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens ({IMAGE_TOKEN} is {image_token_id}) but "
+            f"the language model embeds {rows}; call chat.add_special_tokens first"
+        )
+    joined = GMAIVLConfig(
+        vision_config=vision_tower.config,
+        text_config=language_model.config,
+        image_token_id=image_token_id,
+        vision_feature_layer=vision_feature_layer,
+    )
+    with torch.device("meta"):  # no second copy of the backbones, not even for a moment
+        model = GMAIVLForConditionalGeneration(joined)
+    model.vision_tower, model.language_model = vision_tower, language_model
+    projector = MultiModalProjector(joined)
+    for linear in (projector.linear_1, projector.linear_2):
+        nn.init.normal_(linear.weight, std=joined.text_config.initializer_range)
+        nn.init.zeros_(linear.bias)
+    model.multi_modal_projector = projector.to(vision_tower.dtype)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_token_id],  # an answer cannot contain an image
+    )
+    return model
+
+
+def from_profile(profile, tokenizer) -> GMAIVLForConditionalGeneration:
+    """Build an untrained model of the profile's shape (seed torch before for a repeatable one)."""
+    return from_parts(
+        CLIPVisionModel(vision_config(profile)),
+        AutoModelForCausalLM.from_config(text_config(profile, tokenizer)),
+        tokenizer,
+        vision_feature_layer=profile.vision_feature_layer,
+    )
+
+
+AutoConfig.register(GMAIVLConfig.model_type, GMAIVLConfig)
+AutoModelForImageTextToText.register(GMAIVLConfig, GMAIVLForConditionalGeneration)

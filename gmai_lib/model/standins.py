@@ -1,0 +1,294 @@
+"""Small stand-ins, trained here, for what the paper takes ready-made: CLIP and a language model.
+
+    tokenizer = train_tokenizer(texts, profile.text.vocab_size)
+    tower, metrics = pretrain_vision_tower(profile, images, captions, tokenizer, groups=modalities)
+    language_model, metrics = pretrain_language_model(profile, token_lists, tokenizer)
+
+Paper: none; section 4.1 starts from CLIP ViT-L/14-336 and InternLM2.5-7B, which the `paper`
+profile loads (gmai_lib.model.weights). Only the `mini` profile uses this file.
+Departs from CLIP where a few hundred steps must do: the image embedding is the mean of the patch
+tokens, not the class token (see `_contrastive_loss`); boxes, where given, name their patches;
+patch embedding and positions start from data and from sines, not from noise; Muon for matrices.
+
+Shape letters: B images, P patches, D tower width, E embedding width, T tokens of a caption.
+"""
+
+import math
+import time
+from itertools import chain
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast
+
+from gmai_lib.model import attention
+from gmai_lib.model.chat import (
+    GROUNDING_TOKENS,
+    SPECIAL_TOKENS,
+    TURN_END,
+    normalize_pixels,
+    token_entry,
+)
+from gmai_lib.model.gmai_vl import text_config, vision_config
+
+PAD_TOKEN = "<|pad|>"
+EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
+REGION_WEIGHT = 2.0  # of the region term against the contrastive one
+BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
+GROUPED_FRACTION = 0.5  # of the batches hold one group only
+
+# What one BPE word may be, tried from left to right: a box coordinate ("0.18"), one digit, the
+# separator between two coordinates, a word with its leading blank, punctuation, white space.
+_PIECES = r"(?<!\d)[01]\.\d\d(?!\d)|\d|, (?=\d)| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
+
+
+def train_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on `texts`; the same texts give the same tokenizer.
+
+    Every coordinate from 0.00 to 1.00 is one token, so a box costs 11 tokens with its tags
+    instead of about 25, and the model never has to spell a number.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token in (PAD_TOKEN, *SPECIAL_TOKENS) if token not in GROUNDING_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(GROUNDING_TOKENS),
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # Merges go by frequency: repeat every coordinate until it is learned before any word.
+    coordinates = [" ".join(f"{value / 100:.2f}" for value in range(101))]
+    texts = list(texts)
+    tokenizer.train_from_iterator(texts + coordinates * max(len(texts), 100), trainer)
+    tokenizer.add_tokens([token_entry(token) for token in GROUNDING_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=TURN_END,
+        pad_token=PAD_TOKEN,
+        padding_side="left",  # generation; training packs and does not pad
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class _ContrastivePair(nn.Module):
+    """Vision tower, text side and heads during pretraining; only the tower is kept."""
+
+    def __init__(self, profile, vocab_size: int, num_labels: int):
+        super().__init__()
+        self.tower = CLIPVisionModel(vision_config(profile))
+        width = profile.vision.hidden_size
+        self.image_head = nn.Linear(width, EMBEDDING_SIZE)
+        # Captions here are short lists of words, so their mean is enough of a text tower.
+        self.words = nn.EmbeddingBag(vocab_size, EMBEDDING_SIZE, mode="mean")
+        self.text_head = nn.Sequential(
+            nn.Linear(EMBEDDING_SIZE, 2 * EMBEDDING_SIZE),
+            nn.GELU(),
+            nn.Linear(2 * EMBEDDING_SIZE, EMBEDDING_SIZE),
+        )
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.region_head = nn.Linear(width, num_labels + 1)  # the last one is background
+
+    def patches(self, images):
+        """Encode (B, 3, S, S) uint8 to last-layer patch tokens (B, P, D)."""
+        hidden = self.tower(normalize_pixels(images)).last_hidden_state[:, 1:]
+        return self.tower.post_layernorm(hidden)
+
+
+def pretrain_vision_tower(
+    profile, images, captions, tokenizer, *, groups=None, regions=None, on_step=None
+):
+    """Pretrain a CLIP-layout vision tower by matching images with captions.
+
+    images (N, 3, S, S) uint8 tensor; captions N strings that say what, where and how many.
+    `groups`: N labels (the modality); half of the batches hold one group, so that an image must
+    be told from its like. `regions`: for each image its boxes (objects with label, x1, y1, x2,
+    y2 as fractions); patches inside a box then also learn its label. `on_step(row)` is called
+    after every optimizer step. Seeded by `profile.seed`.
+
+    Returns (CLIPVisionModel in float32, rows with step, loss, region_loss, seconds).
+    """
+    if not len(images) == len(captions) == len(groups or images) == len(regions or images):
+        raise ValueError(
+            f"{len(images)} images, {len(captions)} captions, {len(groups or images)} groups and "
+            f"{len(regions or images)} lists of regions: they must be equally many"
+        )
+    settings = profile.stand_ins
+    torch.manual_seed(profile.seed)
+    generator = torch.Generator().manual_seed(profile.seed)
+    tokens = [
+        torch.tensor(ids) for ids in tokenizer(captions, add_special_tokens=False)["input_ids"]
+    ]
+    same_caption = {text: number for number, text in enumerate(captions)}
+    caption_ids = torch.tensor([same_caption[text] for text in captions])
+    patch_labels, labels = _patch_labels(regions, len(images), profile.vision)
+    pair = _ContrastivePair(profile, len(tokenizer), len(labels))
+    _initialise(pair.tower, images, profile.vision)
+    batches = _batches(groups, len(images), settings.vision_batch_size, generator)
+
+    def loss_of(step):
+        chosen = next(batches)
+        patches = pair.patches(images[chosen])
+        loss = _contrastive_loss(pair, patches, [tokens[i] for i in chosen], caption_ids[chosen])
+        region = _region_loss(pair, patches, patch_labels[chosen]) if labels else torch.zeros(())
+        row = {"loss": loss.item(), "region_loss": region.item()}
+        return loss + REGION_WEIGHT * region, row
+
+    metrics = _train(pair, settings.vision_steps, settings.vision_learning_rate, loss_of, on_step)
+    pair.tower.set_attn_implementation("sdpa")
+    return pair.tower.eval(), metrics
+
+
+def _contrastive_loss(pair, patches, tokens, caption_ids):
+    """CLIP's symmetric cross-entropy; images with the same caption are all right answers.
+
+    CLIP compares the class token of the last layer, and LLaVA reads the patch tokens of the
+    layer before. 400 M pairs make those informative too; here the mean of the patch tokens is
+    compared, so that every patch token gets a gradient of its own.
+    """
+    image = F.normalize(pair.image_head(patches.mean(1)).float(), dim=-1)  # (B, E)
+    offsets = torch.tensor([0] + [len(ids) for ids in tokens[:-1]]).cumsum(0)
+    text = F.normalize(pair.text_head(pair.words(torch.cat(tokens), offsets)).float(), dim=-1)
+    logits = image @ text.T * pair.log_scale.exp()  # (B, B)
+    right = (caption_ids[:, None] == caption_ids).float()
+    right = right / right.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+
+
+def _region_loss(pair, patches, patch_labels):
+    """Cross-entropy of the box label (or background) at every patch."""
+    logits = pair.region_head(patches).float().flatten(0, 1)
+    weight = torch.ones(logits.shape[-1])
+    weight[-1] = BACKGROUND_WEIGHT
+    return F.cross_entropy(logits, patch_labels.flatten(), weight=weight)
+
+
+def _patch_labels(regions, count, vision):
+    """Return ((N, P) label index per patch, the labels); the last index means background.
+
+    A patch belongs to a box that covers its centre, or to the nearest patch of a tiny box.
+    """
+    labels = sorted({box.label for boxes in regions or [] for box in boxes})
+    index = {label: number for number, label in enumerate(labels)}
+    grid = vision.image_size // vision.patch_size
+    marked = torch.full((count, grid, grid), len(labels))
+    for image, boxes in enumerate(regions or []):
+        for box in boxes:
+            rows, columns = (
+                slice(
+                    min(round(low * grid), grid - 1), max(round(high * grid), round(low * grid) + 1)
+                )
+                for low, high in ((box.y1, box.y2), (box.x1, box.x2))
+            )
+            marked[image, rows, columns] = index[box.label]
+    return marked.flatten(1), labels
+
+
+@torch.no_grad()
+def _initialise(tower, images, vision):
+    """Start where a long pretraining soon arrives; saves about half of the steps.
+
+    Patch embedding: whitened principal components of the patches in a random rotation, because
+    raw patches are dominated by their mean brightness. Positions: sines of row and column.
+    """
+    size, width = vision.patch_size, vision.hidden_size
+    pixels = normalize_pixels(images[:: max(len(images) // 1000, 1)])
+    patches = F.unfold(pixels, size, stride=size).transpose(1, 2).flatten(0, 1)
+    variance, components = torch.linalg.eigh(torch.cov(patches.T))
+    count = min(width, len(variance))
+    whitening = (components / (variance.clamp(min=0) + 0.02).sqrt()).T[-count:]
+    rotation = torch.linalg.qr(torch.randn(width, width))[0][:, :count]
+    embedding = tower.embeddings.patch_embedding.weight
+    embedding.copy_((0.3 * rotation @ whitening).view_as(embedding))
+    grid = vision.image_size // size
+    frequency = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    angle = torch.arange(grid)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], 1) / 2  # (grid, D / 2)
+    rows, columns = wave[:, None].expand(-1, grid, -1), wave[None].expand(grid, -1, -1)
+    tower.embeddings.position_embedding.weight[1:] = torch.cat([rows, columns], -1).flatten(0, 1)
+
+
+def _batches(groups, count, size, generator):
+    """Yield index tensors for ever; GROUPED_FRACTION of them within one group."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups or [None]))}
+    member = torch.tensor([numbers[group] for group in groups or [None] * count])
+    members = [(member == number).nonzero().squeeze(1) for number in range(len(numbers))]
+    while True:
+        pool = torch.arange(count)
+        if torch.rand((), generator=generator) < GROUPED_FRACTION:
+            pool = members[torch.randint(len(members), (), generator=generator)]
+        yield pool[torch.randint(len(pool), (size,), generator=generator)]
+
+
+def pretrain_language_model(profile, token_lists, tokenizer, *, on_step=None, length: int = 256):
+    """Pretrain a Llama-layout language model on next-token prediction.
+
+    `token_lists`: one list of ids per document (chat.encode gives them); they are joined in a
+    seeded order into rows of `length` tokens, and every token is learned.
+
+    Returns (LlamaForCausalLM in float32, rows with step, loss, seconds).
+    """
+    settings = profile.stand_ins
+    torch.manual_seed(profile.seed)
+    generator = torch.Generator().manual_seed(profile.seed)
+    order = torch.randperm(len(token_lists), generator=generator).tolist()
+    stream = torch.tensor(list(chain.from_iterable(token_lists[i] for i in order)))
+    if len(stream) < length:
+        raise ValueError(f"{len(stream)} tokens of text cannot fill one row of {length}")
+    rows = stream[: len(stream) // length * length].view(-1, length)
+    model = AutoModelForCausalLM.from_config(text_config(profile, tokenizer))
+
+    def loss_of(step):
+        chosen = torch.randint(len(rows), (settings.language_batch_size,), generator=generator)
+        loss = model(input_ids=rows[chosen], labels=rows[chosen], use_cache=False).loss
+        return loss, {"loss": loss.item()}
+
+    metrics = _train(
+        model, settings.language_steps, settings.language_learning_rate, loss_of, on_step
+    )
+    model.set_attn_implementation("sdpa")
+    return model.eval(), metrics
+
+
+def _train(model, steps, learning_rate, loss_of, on_step):
+    """Run the optimizer in bf16 with warm-up and cosine decay; return one row per step.
+
+    Muon moves the matrices of the blocks, AdamW everything else: from scratch, this reaches the
+    same loss in about half of the steps.
+    """
+    for module in model.modules():
+        if hasattr(module, "set_attn_implementation"):
+            module.set_attn_implementation(attention.for_device("cpu"))
+    model.train()
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
+    optimizers = [
+        torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.05, fused=True),
+    ]
+    start, metrics = time.perf_counter(), []
+    for step in range(steps):
+        factor = min(1.0, (step + 1) / (0.05 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * factor
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, row = loss_of(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        metrics.append({"step": step + 1, **row, "seconds": time.perf_counter() - start})
+        if on_step is not None:
+            on_step(metrics[-1])
+    return metrics

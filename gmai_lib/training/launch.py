@@ -1,0 +1,292 @@
+"""Start one training stage as DeepSpeed processes of its own and follow its progress.
+
+    result = run_stage(profile, "shallow_alignment", pairs=..., init=..., out=..., seed=0)
+
+The notebook's own process stays free of torch and of what a crash leaves behind. A stage that
+is already complete is not repeated, a killed one resumes from its last training checkpoint, and
+one whose inputs changed starts afresh. Files in `out`: run.json (what was asked), profile.json,
+log.txt (all output of the processes), metrics.jsonl (one line per optimizer step), training/
+(DeepSpeed checkpoints, while it runs), checkpoint/ (the result), frozen.json (hashes per part),
+training.json (the returned dict; its presence means complete).
+
+Paper: section 4.2 (DeepSpeed, three stages). This module imports no torch.
+[NOT IMPLEMENTED] resuming on another number of ranks: ZeRO splits the optimizer state by rank.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from gmai_lib.config import Profile, Stage
+from gmai_lib.outputs import atomic, read_json, write_json
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT_STEPS = 100  # optimizer steps between training checkpoints [chosen]
+POLL_S = 0.2  # how often progress is read
+TAIL_LINES = 20  # of the log, shown when a stage fails
+
+
+def run_stage(
+    profile: Profile,
+    stage_name: str,
+    *,
+    pairs: Path,
+    init: Path,
+    out: Path,
+    seed: int,
+    cache: Path | None = None,
+    checkpoint_steps: int = CHECKPOINT_STEPS,
+    on_metrics: Callable[[dict], None] | None = None,
+) -> dict:
+    """Train one stage from checkpoint `init` on the Parquet shards in `pairs`.
+
+    `cache` holds tokens and resized pixels and may be shared by stages (default `out`/cache).
+    `on_metrics` is called with every line of metrics.jsonl, lines of before a resume or of a
+    reused stage included; without it a progress bar is shown. Returns steps, final_loss (mean
+    of the last ten steps), seconds, tokens, tokens_per_s, images, resumed_from (0 = from the
+    start), world_size, device, peak_rss_gib (of rank 0), samples (counts), reused.
+
+    Raises RuntimeError with the last lines of the log if a process fails. On KeyboardInterrupt
+    every process is stopped; the next call resumes.
+    """
+    stage = profile.stage(stage_name)
+    stage.gradient_accumulation_steps(profile.ranks)  # fail here rather than in the child
+    out = Path(out).resolve()
+    run = {
+        "stage": asdict(stage),
+        "ranks": profile.ranks,
+        "seed": seed,
+        "fingerprints": {
+            "pairs": fingerprint(pairs),
+            "init": fingerprint(init),
+            "code": code_fingerprint(),
+        },
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    previous = read_json(out / "run.json") if (out / "run.json").exists() else {}
+    if {key: previous.get(key) for key in run} != json.loads(json.dumps(run)):
+        _clear(out)
+    elif (out / "training.json").exists() and (out / "checkpoint").exists():
+        for row in _complete_lines(out / "metrics.jsonl") if on_metrics else ():
+            on_metrics(row)
+        return read_json(out / "training.json") | {"reused": True}
+
+    paths = {"pairs": pairs, "init": init, "out": out, "cache": cache or out / "cache"}
+    paths = {name: str(Path(path).resolve()) for name, path in paths.items()}
+    run_file = write_json(out / "run.json", run | paths | {"checkpoint_steps": checkpoint_steps})
+    profile.to_json(out / "profile.json")
+    with _Progress(out, stage, on_metrics) as progress:
+        _run_logged(command(run_file, profile.ranks), out, stage_name, profile.ranks, progress)
+    return read_json(out / "training.json") | {"reused": False}
+
+
+def deepspeed_config(stage: Stage, world_size: int) -> dict:
+    """Derive DeepSpeed's configuration; there is no second, hand-kept one.
+
+    Learning rates and weight decay per part come with the parameter groups (train.py).
+    """
+    return {
+        "train_batch_size": stage.global_batch_size,
+        "train_micro_batch_size_per_gpu": stage.micro_batch_size,
+        "gradient_accumulation_steps": stage.gradient_accumulation_steps(world_size),
+        "gradient_clipping": stage.max_grad_norm,
+        "bf16": {"enabled": stage.precision == "bf16"},
+        "zero_optimization": {"stage": stage.zero_stage},
+        "optimizer": {
+            "type": "AdamW",
+            # torch's own: DeepSpeed's fused kernels would be compiled on first use.
+            "params": {"betas": list(stage.adam_betas), "torch_adam": True},
+        },
+    }
+
+
+def command(run_file: Path, ranks: int, *, hostfile: Path | None = None) -> list[str]:
+    """Return the command that trains `run_file` on `ranks` processes of this machine.
+
+    With `hostfile` (lines of "host slots=8") it is the one to start on the first of several
+    machines; DeepSpeed then reaches the others over ssh. On one machine DeepSpeed's per-node
+    launcher is called directly: its outer one would only import DeepSpeed once more.
+    """
+    module = ["--module", "gmai_lib.training.train", str(run_file)]
+    if hostfile is not None:
+        runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
+        return [*runner, "--no_local_rank", *module]
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode())
+    launcher = [sys.executable, "-m", "deepspeed.launcher.launch", "--quiet", "--no_local_rank"]
+    launcher += ["--world_info", world.decode(), "--master_addr", "127.0.0.1"]
+    return [*launcher, "--master_port", str(free_port()), *module]
+
+
+def environment(ranks: int) -> dict[str, str]:
+    """Return the environment of the child processes: the cores shared out, nothing downloaded."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    path = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+    variables = {
+        "OMP_NUM_THREADS": str(max(1, cores // ranks)),
+        "PYTHONPATH": path,
+        "TOKENIZERS_PARALLELISM": "false",  # tokenizers warns when a process with threads forks
+        "HF_HUB_OFFLINE": "1",  # every input is a folder by now
+    }
+    if not list(Path("/dev").glob("nvidia[0-9]*")):
+        variables["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's launcher warns where it has to guess
+    return os.environ | variables
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a hash of a folder's contents; FileNotFoundError if it has no files.
+
+    Shards that a manifest.json lists with their hashes are not read again.
+    """
+    folder = Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise FileNotFoundError(f"{folder} is missing or empty; run the notebook that writes it")
+    listed = (folder / "manifest.json").exists()
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        if not (listed and path.suffix == ".parquet"):
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def code_fingerprint() -> str:
+    """Return a hash of the sources a trained checkpoint depends on."""
+    package = PACKAGE_ROOT / "gmai_lib"
+    names = ("packing", "loader", "train")
+    files = [*package.glob("model/*.py"), *(package / f"training/{name}.py" for name in names)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+
+
+def resume_step(out: Path) -> int:
+    """Return the optimizer step of the last complete training checkpoint in `out`, or 0."""
+    latest = Path(out) / "training" / "latest.json"
+    return read_json(latest)["step"] if latest.exists() else 0
+
+
+def keep_metrics(path: Path, last_step: int) -> list[dict]:
+    """Cut metrics.jsonl after `last_step` and return the lines kept.
+
+    A killed run has written steps that its resumption repeats, and perhaps half a line.
+    """
+    kept = [row for row in _complete_lines(path) if row["step"] <= last_step]
+    with atomic(path) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+    return kept
+
+
+def _complete_lines(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _clear(out: Path):
+    """Remove what an earlier, different run left in `out`."""
+    for name in ("training.json", "frozen.json", "metrics.jsonl", "log.txt"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("training", "checkpoint"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _run_logged(arguments, out: Path, stage_name: str, ranks: int, progress):
+    """Run the launcher until it ends, calling `progress()` meanwhile."""
+    log = out / "log.txt"
+    with log.open("a") as stream:
+        process = subprocess.Popen(
+            [*arguments, "--stop-at-eof"],
+            stdin=subprocess.PIPE,  # closes when this process dies, even by kill -9 (train.py)
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment(ranks),
+            cwd=PACKAGE_ROOT,
+            start_new_session=True,  # a group of its own, which can be stopped as a whole
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_S)
+                progress()
+        finally:
+            _stop(process)
+    progress()
+    if process.returncode:
+        tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-TAIL_LINES:])
+        raise RuntimeError(
+            f"stage {stage_name} failed with exit code {process.returncode}; "
+            f"last lines of {log}:\n{tail}"
+        )
+
+
+def _stop(process: subprocess.Popen):
+    """End every process of the group; nothing to do after a normal end."""
+    process.stdin.close()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        deadline = time.monotonic() + 5
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    process.wait()
+
+
+class _Progress:
+    """Passes new lines of metrics.jsonl on; each optimizer step once, in order."""
+
+    def __init__(self, out: Path, stage: Stage, on_metrics):
+        self.path, self.callback = out / "metrics.jsonl", on_metrics
+        self.title, self.total, self.bar = stage.name, stage.max_steps, None
+        self.offset = self.seen = 0
+        keep_metrics(self.path, resume_step(out))
+
+    def __enter__(self):
+        if self.callback is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, desc=self.title, unit="step", mininterval=1)
+            self.callback = self._show
+        return self
+
+    def __exit__(self, *_):
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self):
+        if not self.path.exists():
+            return
+        if self.path.stat().st_size < self.offset:  # the child cut it on resuming
+            self.offset = 0
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset)
+            *lines, rest = stream.read().split(b"\n")
+            self.offset = stream.tell() - len(rest)
+        for row in map(json.loads, lines):
+            if row["step"] > self.seen:
+                self.seen = row["step"]
+                self.callback(row)
+
+    def _show(self, row: dict):
+        self.bar.total = row["max_steps"]
+        self.bar.set_postfix(
+            loss=f"{row['loss']:.3f}", tokens_per_s=f"{row['tokens_per_s']:.0f}", refresh=False
+        )
+        self.bar.update(row["step"] - self.bar.n)
+
+
+def free_port() -> int:
+    """Return a port nobody listens on, so that two runs on one machine do not meet."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

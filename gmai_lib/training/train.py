@@ -1,0 +1,349 @@
+"""Train one stage: freeze, optimise, log, checkpoint, resume.
+
+    python -m gmai_lib.training.train outputs/mini/07_shallow_alignment/run.json
+
+launch.run_stage writes run.json and starts this once per rank; the line above is the same with
+one process. Files: see launch.py.
+
+Paper: section 4.2 and its stage table (AdamW, cosine, which parts learn at which rate).
+Departs: the loss is a mean over the label tokens of the whole global batch, so that ranks and
+accumulation do not change it (the authors' code averages per micro batch); final weights are
+the float32 ones of the optimizer, not their bf16 copies; frozen parts are proven unchanged.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import resource
+import shutil
+import threading
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from gmai_lib.config import PARTS, Stage
+from gmai_lib.model import attention, weights
+from gmai_lib.model.gmai_vl import part_of
+from gmai_lib.outputs import read_json, write_json
+from gmai_lib.training import launch, loader
+
+KEPT_CHECKPOINTS = 2
+TIMEOUT = timedelta(hours=3)  # how long a rank waits for the others
+FINAL_STEPS = 10  # whose mean loss is the stage's final loss
+
+
+def main(arguments: list[str] | None = None):
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run_file", type=Path, help="the run.json of a stage")
+    parser.add_argument(
+        "--stop-at-eof", action="store_true", help="exit when standard input closes (launch.py)"
+    )
+    parsed = parser.parse_args(arguments)
+    if parsed.stop_at_eof:
+        threading.Thread(target=_exit_at_eof, daemon=True).start()
+    run = read_json(parsed.run_file)
+    dist, device = _join()
+    train(run, dist, device)
+    # Left to the interpreter's exit, gloo's threads sometimes abort with signal 6.
+    dist.destroy_process_group()
+
+
+def train(run: dict, dist, device: torch.device):
+    """Train the stage that `run` describes, from where its last checkpoint left off."""
+    import deepspeed
+
+    tuples = ("trainable", "subsets", "adam_betas")
+    stage = Stage(**run["stage"] | {name: tuple(run["stage"][name]) for name in tuples})
+    out, rank, world_size = Path(run["out"]), dist.get_rank(), dist.get_world_size()
+
+    model, processor = weights.load_checkpoint(run["init"])
+    before = part_hashes(model) if rank == 0 else None
+    model.set_trainable(stage.trainable)
+    model.set_attn_implementation(attention.for_device(device.type))
+    if stage.precision == "float32":
+        model.float()
+    if rank == 0:
+        print(f"{stage.name}: {model.parameter_table()}", flush=True)
+    engine, *_ = deepspeed.initialize(
+        model=model.train(),
+        model_parameters=parameter_groups(model, stage),
+        config=launch.deepspeed_config(stage, world_size),
+    )
+
+    cache = Path(run["cache"])
+    if rank == 0:  # builds the store where it is missing; the others then find it
+        loader.prepare(run["pairs"], cache, split="train", processor=processor)
+    dist.barrier()
+    store = loader.prepare(run["pairs"], cache, split="train", processor=processor)
+    data = loader.PairLoader(store, stage, seed=run["seed"], rank=rank, world_size=world_size)
+    max_steps = stage.max_steps or max(1, round(stage.epochs * data.steps_per_epoch))
+    first = _resume(engine, data, out, world_size)
+    dist.barrier()  # every rank has read latest.json before rank 0 goes on to replace it
+    if rank == 0:
+        print(f"{data.counts}; steps {first} to {max_steps}", flush=True)
+    log = _Log(out, first, max_steps, stage) if rank == 0 else None
+
+    for step in range(first, max_steps):
+        start = time.perf_counter()
+        factor = learning_rate_factor(step, max_steps, stage.warmup_ratio)
+        for group in engine.optimizer.param_groups:
+            group["lr"] = stage.learning_rates[group["part"]] * factor
+        batch = next(data)
+        loss = _optimizer_step(engine, batch, device, dist)
+        if not math.isfinite(loss):
+            raise RuntimeError(f"loss is {loss} at step {step + 1}; lower the learning rate?")
+        if log:
+            log.write(step, batch, loss, factor, engine.get_global_grad_norm(), start)
+        if (step + 1) % run["checkpoint_steps"] == 0 and step + 1 < max_steps:
+            _save_training(engine, data, out, step + 1, dist)
+
+    _finish(engine, run, before, dist)
+    if log:
+        summary = log.summary(first, world_size, device) | {"samples": data.counts}
+        write_json(out / "training.json", summary)
+        shutil.rmtree(out / "training", ignore_errors=True)
+
+
+def learning_rate_factor(step: int, max_steps: int, warmup_ratio: float) -> float:
+    """Return the share of the peak rate at optimizer step `step` (from 0): linear, then cosine.
+
+    The first step is not at zero and the last one not quite, so that neither is wasted.
+    """
+    warmup = math.ceil(warmup_ratio * max_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, max_steps - warmup)))
+
+
+def parameter_groups(model, stage: Stage) -> list[dict]:
+    """Return AdamW groups: per part its learning rate, and no weight decay on vectors.
+
+    Vectors are norms, biases and the class embedding; shrinking them regularises nothing.
+    """
+    groups = []
+    for part in stage.trainable:
+        members = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if part_of(name) == part and parameter.requires_grad
+        ]
+        for decay, chosen in (
+            (stage.weight_decay, [p for p in members if p.ndim > 1]),
+            (0.0, [p for p in members if p.ndim <= 1]),
+        ):
+            if chosen:
+                rate = stage.learning_rates[part]
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "part": part})
+    return groups
+
+
+def part_hashes(model) -> dict[str, str]:
+    """Return the sha256 of each part's weights: names, types, shapes and bytes."""
+    digests = {part: hashlib.sha256() for part in PARTS}
+    for name, tensor in sorted(model.state_dict().items()):
+        digest = digests[part_of(name)]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {part: digest.hexdigest() for part, digest in digests.items()}
+
+
+def _optimizer_step(engine, batch, device, dist) -> float:
+    """Forward, backward and update; return the mean loss over the global batch's labels.
+
+    DeepSpeed averages gradients over ranks. With the sum of a micro batch's losses divided by
+    (labels of the global batch / ranks), that average is the gradient of the global mean.
+    """
+    world_size = dist.get_world_size()
+    dtype = torch.bfloat16 if engine.bfloat16_enabled() else torch.float32
+    total = torch.zeros((), device=device)
+    for micro_batch in batch.micro_batches:
+        inputs = loader.to_device(micro_batch, device, dtype)
+        loss = engine(**inputs, num_items_in_batch=batch.label_tokens / world_size).loss
+        engine.backward(loss, scale_wrt_gas=False)
+        engine.step()  # updates only after the last micro batch
+        total += loss.detach() / world_size
+    dist.all_reduce(total)
+    return total.item()
+
+
+def _join():
+    """Enter the process group; return (torch.distributed, this rank's device)."""
+    cuda = torch.cuda.is_available()
+    # DeepSpeed would guess the same and print a warning about guessing.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+    if "RANK" not in os.environ:  # started without a launcher
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port())}
+    import deepspeed
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    # DeepSpeed's ZeRO still calls it by its old name.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
+    # A kernel for inference only, which DeepSpeed would compile with g++ before it starts.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # The default of ten minutes is shorter than building the store of a large dataset.
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", timeout=TIMEOUT)
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return torch.distributed, device
+
+
+def _exit_at_eof():
+    """End this process when the one that started it has died and its pipe closed.
+
+    Reads the file descriptor, not sys.stdin: a thread blocked in sys.stdin breaks Python's exit.
+    """
+    while os.read(0, 1024):
+        pass
+    print("the process that started this training has ended; stopping", flush=True)
+    os._exit(1)
+
+
+def _resume(engine, data, out: Path, world_size: int) -> int:
+    """Load the last complete training checkpoint, if any; return the steps already done."""
+    step = launch.resume_step(out)
+    if not step:
+        return 0
+    state = read_json(out / "training" / "latest.json")
+    if state["world_size"] != world_size:
+        raise ValueError(
+            f"{out}/training was written by {state['world_size']} ranks, not {world_size}; "
+            f"resume with as many, or delete the folder to start again"
+        )
+    frozen = {n for n, p in engine.module.named_parameters() if not p.requires_grad}
+
+    def load(src, dst):
+        """Load the trained weights; the frozen ones are those of `init` and not stored."""
+        missing, unexpected = dst.load_state_dict(src, strict=False)
+        if unexpected or not set(missing) <= frozen | set(dst._tied_weights_keys or ()):
+            raise ValueError(f"{out}/training does not fit: {missing[:3]} {unexpected[:3]}")
+
+    engine.load_checkpoint(str(out / "training"), tag=state["tag"], custom_load_fn=load)
+    data.load_state_dict(state["data"])
+    return step
+
+
+def _save_training(engine, data, out: Path, step: int, dist):
+    """Write a DeepSpeed checkpoint; latest.json names it only once every rank has finished."""
+    tag, folder = f"step-{step}", out / "training"
+    engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+    dist.barrier()
+    if dist.get_rank():
+        return
+    state = {"step": step, "tag": tag, "world_size": dist.get_world_size()}
+    write_json(folder / "latest.json", state | {"data": data.state_dict()})
+    tags = sorted(folder.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    for old in tags[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def _finish(engine, run: dict, before: dict | None, dist):
+    """Write the final checkpoint in the types of `init`, and prove what did not change.
+
+    Raises RuntimeError if a frozen parameter differs from `init` by a single bit.
+    """
+    out = Path(run["out"])
+    model, processor = (
+        weights.load_checkpoint(run["init"]) if dist.get_rank() == 0 else (None, None)
+    )
+    for name, parameter in engine.module.named_parameters():
+        trained = full_parameter(parameter)  # every rank takes part
+        if model is None:
+            continue
+        target = model.get_parameter(name)
+        if parameter.requires_grad:
+            target.data.copy_(trained)
+        elif not torch.equal(trained.cpu(), target.to(trained.dtype)):
+            raise RuntimeError(f"frozen parameter {name} has changed during training")
+    if model is None:
+        return
+    weights.save_checkpoint(model, processor, out / "checkpoint")
+    after = part_hashes(weights.load_checkpoint(out / "checkpoint")[0])
+    table = {
+        part: {
+            "trained": part in run["stage"]["trainable"],
+            "before": before[part],
+            "after": after[part],
+        }
+        for part in PARTS
+    }
+    changed = [p for p, row in table.items() if not row["trained"] and before[p] != after[p]]
+    if changed:
+        raise RuntimeError(f"frozen parts {changed} differ between {run['init']} and {out}")
+    write_json(out / "frozen.json", table)
+
+
+def full_parameter(parameter) -> torch.Tensor:
+    """Return a whole parameter: the optimizer's float32 copy where DeepSpeed keeps one."""
+    from deepspeed import zero
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad and (
+        hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
+    ):
+        return safe_get_full_fp32_param(parameter)
+    if hasattr(parameter, "ds_id"):  # ZeRO 3 spreads frozen parameters over the ranks, too
+        with zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach()
+
+
+class _Log:
+    """Writes metrics.jsonl, one line per optimizer step, and sums it up at the end."""
+
+    def __init__(self, out: Path, first: int, max_steps: int, stage: Stage):
+        self.max_steps, self.rates = max_steps, stage.learning_rates
+        self.path = out / "metrics.jsonl"
+        self.rows = launch.keep_metrics(self.path, first)
+
+    def write(self, step, batch, loss, factor, grad_norm, start):
+        seconds = time.perf_counter() - start
+        row = {
+            "step": step + 1,
+            "max_steps": self.max_steps,
+            "epoch": batch.epoch,
+            "loss": loss,
+            "learning_rates": {part: rate * factor for part, rate in self.rates.items()},
+            # DeepSpeed does not say for ZeRO 0 in float32.
+            "grad_norm": None if grad_norm is None else float(grad_norm),
+            "tokens": batch.tokens,
+            "label_tokens": batch.label_tokens,
+            "samples": batch.samples,
+            "images": batch.images,
+            "utilisation": batch.tokens / batch.capacity,
+            "seconds": seconds,
+            "tokens_per_s": batch.tokens / seconds,
+        }
+        self.rows.append(row)
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def summary(self, first: int, world_size: int, device) -> dict:
+        """Return what launch.run_stage returns."""
+        seconds = sum(row["seconds"] for row in self.rows)
+        tokens = sum(row["tokens"] for row in self.rows)
+        losses = [row["loss"] for row in self.rows[-FINAL_STEPS:]]
+        return {
+            "steps": len(self.rows),
+            "final_loss": sum(losses) / len(losses),
+            "seconds": seconds,
+            "tokens": tokens,
+            "tokens_per_s": tokens / seconds,
+            "images": sum(row["images"] for row in self.rows),
+            "resumed_from": first,
+            "world_size": world_size,
+            "device": str(device.type),
+            "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+
+
+if __name__ == "__main__":
+    main()

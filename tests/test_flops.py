@@ -1,0 +1,95 @@
+"""training/flops: the formulas agree with torch's own counter and with the real modules."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gmai_lib import config
+from gmai_lib.config import PARTS, STAGES
+from gmai_lib.model import attention, chat, gmai_vl, standins
+from gmai_lib.training import flops
+from gmai_lib.training.packing import block_mask
+
+MINI = config.mini()
+PACKS, IMAGES, LABELS = 2, 3, 50
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return standins.train_tokenizer(["one two three"], MINI.text.vocab_size)
+
+
+def _counted(tokenizer, stage) -> dict[str, dict[str, int]]:
+    """Forward and backward FLOPs per part, counted by torch while a mini model runs."""
+    model = gmai_vl.from_profile(MINI, tokenizer)
+    model.set_trainable(stage.trainable)
+    model.set_attn_implementation(attention.NAME)
+    shape, patches = (PACKS, stage.max_length), MINI.vision.num_patches
+    input_ids = torch.full(shape, 7)
+    placeholder = tokenizer.convert_tokens_to_ids(chat.IMAGE_TOKEN)
+    input_ids.view(-1)[: IMAGES * patches] = placeholder
+    labels = torch.full(shape, chat.IGNORE_INDEX)
+    labels[0, -LABELS:] = 7
+    size = MINI.vision.image_size
+    arguments = {
+        "input_ids": input_ids,
+        "labels": labels,
+        "attention_mask": block_mask(torch.ones(shape, dtype=torch.int64)),
+        "pixel_values": torch.randn(IMAGES, 3, size, size),
+    }
+    with FlopCounterMode(display=False) as forward:
+        loss = model(**arguments).loss
+    with FlopCounterMode(display=False) as both:
+        model(**arguments).loss.backward()
+    assert loss.isfinite()
+    table, total = forward.get_flop_counts(), both.get_total_flops()
+    name = type(model).__name__
+    per_part = {part: _part(table, f"{name}.{part}") for part in PARTS}
+    return per_part, forward.get_total_flops(), total - forward.get_total_flops()
+
+
+def _part(table, prefix) -> int:
+    """The counter files a call under every enclosing module; submodules called directly have
+    no entry of their parent, so add the topmost entries below `prefix`."""
+    names = [n for n in table if n == prefix or n.startswith(prefix + ".")]
+    top = [n for n in names if not any(n.startswith(other + ".") for other in names)]
+    return sum(sum(table[name].values()) for name in top)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_flops_agree_with_torchs_counter(tokenizer, name):
+    stage = MINI.stage(name)
+    per_part, forward, backward = _counted(tokenizer, stage)
+    text_tokens = PACKS * stage.max_length - IMAGES * MINI.vision.num_patches
+    computed = flops.model_flops(MINI, stage, text_tokens, IMAGES, label_tokens=LABELS)
+    for part in PARTS:
+        assert computed[part]["forward"] == pytest.approx(per_part[part], rel=0.02), part
+    assert sum(row["forward"] for row in computed.values()) == pytest.approx(forward, rel=0.02)
+    assert sum(row["backward"] for row in computed.values()) == pytest.approx(backward, rel=0.02)
+
+
+def test_frozen_parts_cost_less_backwards():
+    shallow, deep, tuned = (
+        flops.model_flops(MINI, stage, text_tokens=1000, images=10) for stage in MINI.stages
+    )
+    assert shallow["vision_tower"]["backward"] == 0 < deep["vision_tower"]["backward"]
+    assert 0 < shallow["language_model"]["backward"] < tuned["language_model"]["backward"]
+    assert shallow["language_model"]["forward"] == tuned["language_model"]["forward"]
+
+
+@pytest.mark.parametrize("profile", [config.mini(), config.paper()], ids=["mini", "paper"])
+def test_parameter_counts_are_those_of_the_model(tokenizer, profile):
+    with torch.device("meta"):
+        model = gmai_vl.from_profile(profile, tokenizer)
+    rows = {row["part"]: row["parameters"] for row in model.parameter_table()}
+    assert flops.parameter_counts(profile) == rows
+
+
+def test_memory_shrinks_with_every_zero_stage():
+    rows = [r for r in flops.memory_table(config.paper()) if r["stage"] == "instruction_tuning"]
+    assert [row["zero_stage"] for row in rows] == [0, 1, 2, 3]
+    totals = [row["total_gib"] for row in rows]
+    assert totals == sorted(totals, reverse=True)
+    # 16 bytes a weight without ZeRO, all of it split over 8 ranks with ZeRO 3.
+    assert totals[0] == pytest.approx(rows[0]["parameters"] * 16 / 2**30)
+    assert totals[3] == pytest.approx(totals[0] / 8)

@@ -1,0 +1,156 @@
+"""training/train: what learns, at which rate, and that ranks and accumulation change nothing."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_run import run_ranks, samples, tiny_profile, write_initial, write_run, write_shards
+
+from gmai_lib.config import PARTS, STAGES
+from gmai_lib.model import weights
+from gmai_lib.outputs import read_json
+from gmai_lib.training import loader, train
+
+PROFILE = tiny_profile()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with pairs/ and initial/."""
+    folder, made = tmp_path_factory.mktemp("inputs"), samples(60)
+    write_shards(folder / "pairs", made)
+    write_initial(folder / "initial", PROFILE, made)
+    return folder
+
+
+def _metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def _log(out):
+    return "\n".join(path.read_text()[-2000:] for path in sorted(out.glob("log-*.txt")))
+
+
+def test_learning_rate_rises_linearly_then_falls_as_a_cosine():
+    factors = [train.learning_rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1 and factors[55] == pytest.approx(0.5)
+    assert factors[10:] == sorted(factors[10:], reverse=True) and 0 < factors[-1] < 0.001
+    assert train.learning_rate_factor(0, 1, 0.0) == 1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_parameter_groups_hold_exactly_the_trainable_parameters(inputs, name):
+    rates = dict.fromkeys(PROFILE.stage(name).trainable, 0.1) | {"multi_modal_projector": 0.2}
+    stage = replace(PROFILE.stage(name), learning_rates=rates, weight_decay=0.3)
+    model, _ = weights.load_checkpoint(inputs / "initial")
+    model.set_trainable(stage.trainable)
+    groups = train.parameter_groups(model, stage)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    for group in groups:
+        assert group["lr"] == rates[group["part"]]
+        assert group["weight_decay"] == (0.3 if group["params"][0].ndim > 1 else 0.0)
+        assert len({p.ndim > 1 for p in group["params"]}) == 1
+    projector = [g for g in groups if g["part"] == "multi_modal_projector"]
+    assert sum(p.numel() for g in projector for p in g["params"]) == 2 * (32 * 32 + 32)
+
+
+def test_part_hashes_notice_one_bit(inputs):
+    model, _ = weights.load_checkpoint(inputs / "initial")
+    before = train.part_hashes(model)
+    assert set(before) == set(PARTS)
+    bits = model.vision_tower.embeddings.class_embedding.data.view(torch.int32)
+    bits[0] ^= 1
+    after = train.part_hashes(model)
+    assert [part for part in PARTS if before[part] != after[part]] == ["vision_tower"]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_ranks_equal_one_rank_with_accumulation(inputs, tmp_path, zero_stage):
+    # Stage III mixes packs with and without images, and micro batches differ in label counts.
+    stage = replace(
+        PROFILE.stage("instruction_tuning"), precision="float32", zero_stage=zero_stage, max_steps=3
+    )
+    for ranks in (1, 2):
+        run_file = write_run(tmp_path / str(ranks), inputs, stage, ranks)
+        assert run_ranks(run_file, ranks) == [0] * ranks, _log(tmp_path / str(ranks))
+    one, two = _metrics(tmp_path / "1"), _metrics(tmp_path / "2")
+    for name in ("loss", "grad_norm") if zero_stage else ("loss",):
+        values = [row[name] for row in one]
+        assert values == pytest.approx([row[name] for row in two], rel=1e-4), name
+    for name in ("step", "tokens", "label_tokens", "images", "samples", "learning_rates"):
+        assert [row[name] for row in one] == [row[name] for row in two], name
+    first, _ = weights.load_checkpoint(tmp_path / "1" / "checkpoint")
+    second, _ = weights.load_checkpoint(tmp_path / "2" / "checkpoint")
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):
+    stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=1)
+    run_file = write_run(tmp_path, inputs, stage, 1)
+    assert run_ranks(run_file, 1) == [0], _log(tmp_path)
+    model, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    step = next(loader.PairLoader(store, stage, seed=0))
+    total, tokens = 0.0, 0
+    for batch in step.micro_batches:
+        arguments = loader.to_device(batch, "cpu", torch.float32)
+        count = (arguments["labels"] != -100).sum().item()
+        total += model(**arguments).loss.item() * count  # the model's own mean, undone
+        tokens += count
+    assert _metrics(tmp_path)[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert _metrics(tmp_path)[0]["label_tokens"] == tokens
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_only_the_stage_parts_change(inputs, tmp_path, name):
+    stage = PROFILE.stage(name)
+    run_file = write_run(tmp_path, inputs, stage, 2)
+    assert run_ranks(run_file, 2) == [0, 0], _log(tmp_path)
+    table = read_json(tmp_path / "frozen.json")
+    assert {part for part in PARTS if table[part]["trained"]} == set(stage.trainable)
+    initial, _ = weights.load_checkpoint(inputs / "initial")
+    trained, processor = weights.load_checkpoint(tmp_path / "checkpoint")
+    before, after = train.part_hashes(initial), train.part_hashes(trained)
+    for part in PARTS:
+        assert (table[part]["before"], table[part]["after"]) == (before[part], after[part])
+        assert (before[part] != after[part]) == (part in stage.trainable)
+    assert processor.tokenizer("bright")["input_ids"]
+    assert all(p.dtype == torch.float32 for p in trained.parameters())  # as in `initial`
+    assert not (tmp_path / "training").exists()
+
+
+@pytest.mark.parametrize("name", ["shallow_alignment", "instruction_tuning"])
+def test_run_killed_twice_equals_uninterrupted_run_bit_for_bit(inputs, tmp_path, name):
+    stage = replace(PROFILE.stage(name), max_steps=24)
+    runs = {
+        label: write_run(tmp_path / label, inputs, stage, 2, checkpoint_steps=4)
+        for label in ("whole", "killed")
+    }
+    assert run_ranks(runs["whole"], 2) == [0, 0], _log(tmp_path / "whole")
+    for kill_at in (6, 15):
+        assert run_ranks(runs["killed"], 2, kill_at=kill_at) == [-9, -9], _log(tmp_path / "killed")
+    assert read_json(tmp_path / "killed" / "training" / "latest.json")["step"] >= 12
+    assert len(list((tmp_path / "killed" / "training").glob("step-*"))) <= 3  # one unfinished
+    assert run_ranks(runs["killed"], 2) == [0, 0], _log(tmp_path / "killed")
+    whole, killed = _metrics(tmp_path / "whole"), _metrics(tmp_path / "killed")
+    assert [row["step"] for row in killed] == list(range(1, 25))
+    for column in ("loss", "grad_norm", "tokens", "epoch", "learning_rates"):
+        assert [row[column] for row in killed] == [row[column] for row in whole], column
+    assert read_json(tmp_path / "killed" / "training.json")["resumed_from"] >= 12
+    hashes = [
+        train.part_hashes(weights.load_checkpoint(tmp_path / label / "checkpoint")[0])
+        for label in runs
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def test_resume_on_another_number_of_ranks_raises(inputs, tmp_path):
+    stage = replace(PROFILE.stage("shallow_alignment"), max_steps=200)
+    run_file = write_run(tmp_path, inputs, stage, 2, checkpoint_steps=2)
+    assert run_ranks(run_file, 2, kill_at=4) == [-9, -9], _log(tmp_path)
+    assert run_ranks(run_file, 1) == [1]
+    assert "was written by 2 ranks, not 1; resume with as many" in _log(tmp_path)
