@@ -1,0 +1,50 @@
+"""Matmul attention: equal to transformers' own, and finite under autocast with padding."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gmai_lib.model import attention
+
+
+def tiny():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def padded_batch():
+    """Two rows, the first with three padding tokens on the left."""
+    input_ids = torch.arange(20).view(2, 10) + 1
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, :3] = 0
+    return input_ids, attention_mask
+
+
+@torch.no_grad()
+def test_equal_to_eager_on_real_tokens():
+    model = tiny()
+    input_ids, mask = padded_batch()
+    logits = {}
+    for name in ("eager", attention.NAME):
+        model.set_attn_implementation(name)
+        logits[name] = model(input_ids=input_ids, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(logits["eager"], logits[attention.NAME], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_stays_finite_under_autocast():
+    model = tiny()
+    model.set_attn_implementation(attention.NAME)
+    input_ids, mask = padded_batch()
+    expected = model(input_ids=input_ids, attention_mask=mask).logits[mask.bool()]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(input_ids=input_ids, attention_mask=mask).logits[mask.bool()]
+    assert torch.isfinite(got).all()
+    torch.testing.assert_close(got.float(), expected, atol=0.05, rtol=0.05)
