@@ -35,6 +35,11 @@ def matmul_attention(module, query, key, value, attention_mask, scaling, dropout
     scores = (query * scaling).reshape(*rows, width) @ key.transpose(2, 3)  # (B, K, N/K T, S)
     if attention_mask is not None:
         grouped = scores.view(batch, key.shape[1], heads // key.shape[1], length, -1)
+        if attention_mask.dtype != scores.dtype:
+            # Under autocast the mask is float32, whose minimum is minus infinity in bf16: a row
+            # of padding that may attend to nothing would become NaN and spread.
+            lowest = torch.finfo(scores.dtype).min
+            attention_mask = attention_mask.to(scores.dtype).clamp(min=lowest)
         grouped += attention_mask[:, :, None]
     attended = torch.softmax(scores, dim=-1) @ value  # (B, K, N/K T, H)
     return attended.view(query.shape).transpose(1, 2).contiguous(), None
