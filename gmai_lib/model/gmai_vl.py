@@ -187,16 +187,14 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-            decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
             if pixel_values is not None and len(pixel_values):
                 features = self.image_features(pixel_values)
             else:  # zero images: the splice then checks that there is no placeholder either
                 shape = (0, self.config.tokens_per_image, inputs_embeds.shape[-1])
                 features = inputs_embeds.new_zeros(shape)
-            if not decoding:
-                inputs_embeds = splice_image_features(
-                    inputs_embeds, features, input_ids, self.config.image_token_id
-                )
+            inputs_embeds = splice_image_features(
+                inputs_embeds, features, input_ids, self.config.image_token_id
+            )
         if dummy_image:
             size = self.config.vision_config.image_size
             blank = inputs_embeds.new_zeros((1, 3, size, size))

@@ -14,6 +14,7 @@ Shape letters: B images, P patches, D tower width, E embedding width, T tokens o
 """
 
 import math
+import re
 import time
 from itertools import chain
 
@@ -26,6 +27,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokeni
 from gmai_lib.model import attention
 from gmai_lib.model.chat import (
     GROUNDING_TOKENS,
+    IGNORE_INDEX,
     SPECIAL_TOKENS,
     TURN_END,
     normalize_pixels,
@@ -35,7 +37,7 @@ from gmai_lib.model.gmai_vl import text_config, vision_config
 
 PAD_TOKEN = "<|pad|>"
 EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
-REGION_WEIGHT = 2.0  # of the region term against the contrastive one
+REGION_WEIGHT = 5.0  # of the region term against the contrastive one
 BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
 
@@ -65,10 +67,12 @@ def train_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    # Tags are cut out before merges apply, so they must not be glued to "[[" in training either.
+    tags = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+    pieces = [piece for text in texts for piece in tags.split(text) if piece]
     # Merges go by frequency: repeat every coordinate until it is learned before any word.
     coordinates = [" ".join(f"{value / 100:.2f}" for value in range(101))]
-    texts = list(texts)
-    tokenizer.train_from_iterator(texts + coordinates * max(len(texts), 100), trainer)
+    tokenizer.train_from_iterator(pieces + coordinates * max(len(pieces), 100), trainer)
     tokenizer.add_tokens([token_entry(token) for token in GROUNDING_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -111,8 +115,9 @@ def pretrain_vision_tower(
     images (N, 3, S, S) uint8 tensor; captions N strings that say what, where and how many.
     `groups`: N labels (the modality); half of the batches hold one group, so that an image must
     be told from its like. `regions`: for each image its boxes (objects with label, x1, y1, x2,
-    y2 as fractions); patches inside a box then also learn its label. `on_step(row)` is called
-    after every optimizer step. Seeded by `profile.seed`.
+    y2 as fractions), [] where there is nothing to box, None where nobody drew boxes; patches then
+    also learn which label they lie in. `on_step(row)` is called after every optimizer step.
+    Seeded by `profile.seed`.
 
     Returns (CLIPVisionModel in float32, rows with step, loss, region_loss, seconds).
     """
@@ -168,20 +173,26 @@ def _region_loss(pair, patches, patch_labels):
     logits = pair.region_head(patches).float().flatten(0, 1)
     weight = torch.ones(logits.shape[-1])
     weight[-1] = BACKGROUND_WEIGHT
-    return F.cross_entropy(logits, patch_labels.flatten(), weight=weight)
+    targets = patch_labels.flatten()
+    total = F.cross_entropy(logits, targets, weight, ignore_index=IGNORE_INDEX, reduction="sum")
+    known = targets[targets != IGNORE_INDEX]
+    return total / weight[known].sum().clamp(min=1)  # 0 where no image of the batch has boxes
 
 
 def _patch_labels(regions, count, vision):
     """Return ((N, P) label index per patch, the labels); the last index means background.
 
-    A patch belongs to a box that covers its centre, or to the nearest patch of a tiny box.
+    Box edges are rounded to patch edges; a tiny box keeps one patch. Patches of images without
+    annotation (None) are IGNORE_INDEX: a lesion that nobody boxed is not background.
     """
-    labels = sorted({box.label for boxes in regions or [] for box in boxes})
+    labels = sorted({box.label for boxes in regions or [] for box in boxes or []})
     index = {label: number for number, label in enumerate(labels)}
     grid = vision.image_size // vision.patch_size
     marked = torch.full((count, grid, grid), len(labels))
     for image, boxes in enumerate(regions or []):
-        for box in boxes:
+        if boxes is None:
+            marked[image] = IGNORE_INDEX
+        for box in boxes or []:
             rows, columns = (
                 slice(
                     min(round(low * grid), grid - 1), max(round(high * grid), round(low * grid) + 1)

@@ -1,0 +1,224 @@
+"""The stand-ins: a tokenizer that reads boxes, a tower and a language model that learn."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import TEXTS, tiny_profile, tiny_tokenizer
+
+from gmai_lib.model import chat, standins
+from gmai_lib.schema import Box
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def test_the_same_texts_give_the_same_tokenizer(tokenizer):
+    again = standins.train_tokenizer(iter(TEXTS), 600)  # an iterator will do
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("vocab_size", [400, 600, 3000])
+def test_tokenizer_stays_within_its_size_and_knows_the_chat(vocab_size):
+    tokenizer = standins.train_tokenizer(TEXTS, vocab_size)
+    assert len(tokenizer) <= vocab_size
+    assert max(tokenizer.get_vocab().values()) < vocab_size
+    for token in (*chat.SPECIAL_TOKENS, standins.PAD_TOKEN):
+        assert tokenizer.tokenize(token) == [token]
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.eos_token == chat.TURN_END
+
+
+def test_every_coordinate_is_one_token(tokenizer):
+    for value in range(101):
+        assert len(tokenizer.tokenize(f"{value / 100:.2f}")) == 1
+    box = "<box>[[0.18, 0.16, 0.50, 0.43]]</box>"
+    pieces = [tokenizer.decode(i) for i in tokenizer(box)["input_ids"]]
+    assert pieces[:2] == ["<box>", "[["]
+    assert pieces[2:9] == ["0.18", ", ", "0.16", ", ", "0.50", ", ", "0.43"]
+    assert len(pieces) == 11
+    assert tokenizer.tokenize("2.18") == ["2", ".", "1", "8"], "no coordinate: single digits"
+    assert "0.18" not in tokenizer.tokenize("10.18") + tokenizer.tokenize("0.185")
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "a  b\n\tc\r\n", "未见异常。🫁", "naive Ünïcode", ""])
+def test_decoding_gives_the_text_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
+PLACES = {"upper left": (0, 0), "upper right": (0, 8), "lower left": (8, 0), "lower right": (8, 8)}
+
+
+def blocks(count: int, seed: int = 0):
+    """Noise with a coloured block in one quarter: images, captions, groups and boxes."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(60, 120, (count, 3, 16, 16), dtype=np.uint8)
+    captions, groups, regions = [], [], []
+    for image in images:
+        colour, place = rng.choice(list(COLOURS)), rng.choice(list(PLACES))
+        top, left = PLACES[place]
+        image[:, top : top + 8, left : left + 8] = np.array(COLOURS[colour])[:, None, None]
+        captions.append(f"a {colour} block in the {place}")
+        groups.append(str(colour))
+        edges = {"x1": left / 16, "y1": top / 16, "x2": left / 16 + 0.5, "y2": top / 16 + 0.5}
+        regions.append([Box(label=str(colour), **edges)])
+    return torch.from_numpy(images), captions, groups, regions
+
+
+def quick_profile(**changes):
+    profile = tiny_profile()
+    settings = {"vision_steps": 80, "vision_batch_size": 32, "vision_learning_rate": 3e-3}
+    settings |= {"language_steps": 150, "language_batch_size": 8, "language_learning_rate": 3e-3}
+    return replace(profile, stand_ins=replace(profile.stand_ins, **settings | changes))
+
+
+def mean_loss(rows, name="loss"):
+    return sum(row[name] for row in rows) / len(rows)
+
+
+@pytest.mark.parametrize("boxed", [True, False], ids=["boxes", "captions only"])
+def test_vision_tower_learns_to_match_images_with_captions(boxed):
+    images, captions, groups, regions = blocks(400)
+    tokenizer = standins.train_tokenizer(captions, 400)
+    seen = []
+    tower, rows = standins.pretrain_vision_tower(
+        quick_profile(),
+        images,
+        captions,
+        tokenizer,
+        groups=groups,
+        regions=regions if boxed else None,
+        on_step=seen.append,
+    )
+    assert seen == rows and [row["step"] for row in rows] == list(range(1, 81))
+    # 8 different captions in a batch of 32: guessing costs log 32, knowing costs log 4 (log 8
+    # for a batch of one colour).
+    assert mean_loss(rows[:3]) > 3.0
+    assert mean_loss(rows[-10:]) < 2.2
+    if boxed:
+        assert mean_loss(rows[-10:], "region_loss") < 0.3 * rows[0]["region_loss"]
+    assert tower.dtype == torch.float32 and not tower.training
+    assert tower.config._attn_implementation == "sdpa"
+
+
+def test_pretraining_repeats_with_the_seed():
+    images, captions, groups, regions = blocks(60)
+    tokenizer = standins.train_tokenizer(captions, 400)
+
+    def first_weights(seed):
+        profile = replace(quick_profile(vision_steps=3), seed=seed)
+        tower, _ = standins.pretrain_vision_tower(
+            profile, images, captions, tokenizer, groups=groups, regions=regions
+        )
+        return tower.encoder.layers[0].mlp.fc1.weight
+
+    assert torch.equal(first_weights(0), first_weights(0))
+    assert not torch.equal(first_weights(0), first_weights(1))
+
+
+def test_half_of_the_batches_hold_one_group():
+    groups = ["CT", "MR", "CT", "OCT"] * 25
+    batches = standins._batches(groups, 100, 20, torch.Generator().manual_seed(0))
+    sizes = [len({groups[i] for i in next(batches)}) for _ in range(300)]
+    assert 0.4 < sum(size == 1 for size in sizes) / 300 < 0.6
+
+
+def test_patch_labels_mark_boxes_and_ignore_what_nobody_boxed():
+    def box(label, *edges):
+        return Box(label=label, **dict(zip(("x1", "y1", "x2", "y2"), edges, strict=True)))
+
+    regions = [[box("b", 0, 0, 0.5, 0.25), box("a", 0.99, 0.99, 1, 1)], [], None]
+    marked, labels = standins._patch_labels(regions, 3, tiny_profile().vision)
+    assert labels == ["a", "b"]  # and 2 means background
+    assert marked[0].view(4, 4).tolist() == [[1, 1, 2, 2], [2] * 4, [2] * 4, [2, 2, 2, 0]]
+    assert marked[1].eq(2).all() and marked[2].eq(chat.IGNORE_INDEX).all()
+
+
+def test_images_without_annotation_give_no_region_loss():
+    images, captions, _, regions = blocks(400)
+    tokenizer = standins.train_tokenizer(captions, 400)
+    _, rows = standins.pretrain_vision_tower(
+        quick_profile(vision_steps=2, vision_batch_size=4),
+        images,
+        captions,
+        tokenizer,
+        regions=[regions[0]] + [None] * 399,
+    )
+    assert all(row["region_loss"] == 0 and row["loss"] > 0 for row in rows)
+
+
+def test_unequal_inputs_raise_with_the_numbers(tokenizer):
+    images, captions, groups, _ = blocks(4)
+    with pytest.raises(ValueError, match="4 images, 3 captions, 4 groups"):
+        standins.pretrain_vision_tower(
+            quick_profile(), images, captions[:3], tokenizer, groups=groups
+        )
+
+
+def test_language_model_learns_the_next_token(tokenizer):
+    lists = [tokenizer(text)["input_ids"] for text in TEXTS] * 20
+    model, rows = standins.pretrain_language_model(quick_profile(), lists, tokenizer, length=32)
+    assert rows[0]["loss"] == pytest.approx(np.log(600), abs=0.3)
+    assert mean_loss(rows[-5:]) < 1.0
+    assert model.config.vocab_size == 600 and not model.training
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_too_little_text_raises(tokenizer):
+    with pytest.raises(ValueError, match="3 tokens of text cannot fill one row of 256"):
+        standins.pretrain_language_model(quick_profile(), [[1, 2], [3]], tokenizer)
+
+
+@pytest.mark.slow
+def test_patch_tokens_of_the_layer_llava_reads_see_phantom_lesions():
+    """After 150 short steps, a linear probe of layer -2 finds the lesion's ninth of the image."""
+    from gmai_lib.dataset import phantoms
+
+    rng, modalities = np.random.default_rng(0), list(phantoms.FINDINGS)
+    drawn = [phantoms.draw(modalities[i % len(modalities)], rng) for i in range(1500)]
+    images = torch.stack([chat.square_image(phantom.image, 64) for phantom in drawn])
+    captions = [f"{p.modality} {p.organ} {p.finding} {len(p.boxes)}" for p in drawn]
+    size = drawn[0].image.shape[0]
+    corners = ("x1", "y1", "x2", "y2")
+    regions = [
+        [
+            Box(label=p.finding, **{c: v / size for c, v in zip(corners, edges, strict=True)})
+            for edges in p.boxes
+        ]
+        for p in drawn
+    ]
+    profile = quick_profile(vision_steps=150)
+    vision = {"image_size": 64, "patch_size": 8, "hidden_size": 128, "intermediate_size": 512}
+    profile = replace(profile, vision=replace(profile.vision, **vision, num_hidden_layers=4))
+    tower, _ = standins.pretrain_vision_tower(
+        profile,
+        images[:1200],
+        captions[:1200],
+        standins.train_tokenizer(captions, 600),
+        groups=[p.modality for p in drawn[:1200]],
+        regions=regions[:1200],
+    )
+    with torch.no_grad():
+        hidden = tower(chat.normalize_pixels(images), output_hidden_states=True).hidden_states[-2]
+    marked, labels = standins._patch_labels(regions, len(drawn), profile.vision)
+    lesion = (marked != len(labels)).float()
+    probe = torch.nn.Linear(128, 1)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-2)
+    for _ in range(200):
+        logits = probe(hidden[:1200, 1:]).squeeze(-1)
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, lesion[:1200]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = total = 0
+    for index in range(1200, 1500):
+        if len(drawn[index].boxes) == 1:
+            row, column = divmod(int(probe(hidden[index, 1:]).argmax()), 8)
+            box = regions[index][0]
+            truth = int((box.y1 + box.y2) / 2 * 3) * 3 + int((box.x1 + box.x2) / 2 * 3)
+            guess = (2 * row + 1) * 3 // 16 * 3 + (2 * column + 1) * 3 // 16
+            found, total = found + (guess == truth), total + 1
+    assert found / total > 0.4, f"{found} of {total}; guessing gives 0.11"
