@@ -276,7 +276,7 @@ def single_gpu() -> Profile:
 def mini() -> Profile:
     """A few million parameters, from scratch, on two laptop cores: minutes. All [chosen]."""
     shallow, deep, instruct = _three_stages(
-        max_steps=300,
+        max_steps=None,
         epochs=1.0,
         global_batch_size=16,
         micro_batch_size=8,
@@ -286,8 +286,9 @@ def mini() -> Profile:
         zero_stage=2,
     )
     # From-scratch parts need far higher rates than the paper's pretrained ones.
-    deep = replace(deep, learning_rates=dict.fromkeys(deep.trainable, 1e-3))
-    instruct = replace(instruct, learning_rates=dict.fromkeys(instruct.trainable, 1e-3))
+    shallow = replace(shallow, max_steps=250, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
+    deep = replace(deep, max_steps=250, learning_rates=dict.fromkeys(deep.trainable, 1.5e-3))
+    instruct = replace(instruct, max_steps=700, learning_rates=dict.fromkeys(PARTS, 2e-3))
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -315,7 +316,7 @@ def mini() -> Profile:
             vision_steps=700,
             vision_batch_size=64,
             vision_learning_rate=2e-3,
-            language_steps=300,
+            language_steps=700,
             language_batch_size=16,
             language_learning_rate=3e-3,
         ),

@@ -161,7 +161,8 @@ def test_unequal_inputs_raise_with_the_numbers(tokenizer):
 
 def test_language_model_learns_the_next_token(tokenizer):
     lists = [tokenizer(text)["input_ids"] for text in TEXTS] * 20
-    model, rows = standins.pretrain_language_model(quick_profile(), lists, tokenizer, length=32)
+    documents = [{"input_ids": ids, "labels": ids} for ids in lists]
+    model, rows = standins.pretrain_language_model(quick_profile(), documents, tokenizer, length=32)
     assert rows[0]["loss"] == pytest.approx(np.log(600), abs=0.3)
     assert mean_loss(rows[-5:]) < 1.0
     assert model.config.vocab_size == 600 and not model.training
@@ -170,7 +171,8 @@ def test_language_model_learns_the_next_token(tokenizer):
 
 def test_too_little_text_raises(tokenizer):
     with pytest.raises(ValueError, match="3 tokens of text cannot fill one row of 256"):
-        standins.pretrain_language_model(quick_profile(), [[1, 2], [3]], tokenizer)
+        documents = [{"input_ids": ids, "labels": ids} for ids in ([1, 2], [3])]
+        standins.pretrain_language_model(quick_profile(), documents, tokenizer)
 
 
 @pytest.mark.slow
@@ -222,3 +224,19 @@ def test_patch_tokens_of_the_layer_llava_reads_see_phantom_lesions():
             guess = (2 * row + 1) * 3 // 16 * 3 + (2 * column + 1) * 3 // 16
             found, total = found + (guess == truth), total + 1
     assert found / total > 0.4, f"{found} of {total}; guessing gives 0.11"
+
+
+def test_reading_conversations_put_the_facts_where_the_image_was():
+    facts = [{"kind": "modality", "value": "CT"}, {"kind": "department", "value": "oncology"}]
+    facts += [{"kind": "label", "value": "cyst"}, {"kind": "place", "value": "upper left"}]
+    turns = [{"role": "user", "content": "<image>\nWhat is it?"}]
+    turns += [{"role": "assistant", "content": "cyst"}]
+    rows = [{"id": str(n), "facts": facts, "conversations": turns} for n in range(200)]
+    shown = standins.reading_conversations(rows, seed=0)
+    first = [conversation[0]["content"] for conversation in shown]
+    assert shown == standins.reading_conversations(rows, seed=0)
+    assert not any(chat.IMAGE_TOKEN in text or "oncology" in text for text in first)
+    described = [text for text in first if text != "What is it?"]
+    assert 150 < len(described) < 200, "about one in ten keeps nothing"
+    assert all({"CT", "cyst", "upper"} <= set(text.split()) for text in described)
+    assert turns[0]["content"].startswith("<image>"), "the rows themselves stay as they are"

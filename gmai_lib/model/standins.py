@@ -2,7 +2,7 @@
 
     tokenizer = train_tokenizer(texts, profile.text.vocab_size)
     tower, metrics = pretrain_vision_tower(profile, images, captions, tokenizer, groups=modalities)
-    language_model, metrics = pretrain_language_model(profile, token_lists, tokenizer)
+    language_model, metrics = pretrain_language_model(profile, documents, tokenizer)
 
 Paper: none; section 4.1 starts from CLIP ViT-L/14-336 and InternLM2.5-7B, which the `paper`
 profile loads (gmai_lib.model.weights). Only the `mini` profile uses this file.
@@ -14,6 +14,7 @@ Shape letters: B images, P patches, D tower width, E embedding width, T tokens o
 """
 
 import math
+import random
 import re
 import time
 from itertools import chain
@@ -28,6 +29,7 @@ from gmai_lib.model import attention
 from gmai_lib.model.chat import (
     GROUNDING_TOKENS,
     IGNORE_INDEX,
+    IMAGE_TOKEN,
     SPECIAL_TOKENS,
     TURN_END,
     normalize_pixels,
@@ -39,6 +41,9 @@ PAD_TOKEN = "<|pad|>"
 EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
 REGION_WEIGHT = 5.0  # of the region term against the contrastive one
 BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
+# Kinds of facts that stand for an image: in captions of the tower, in reading texts of the model.
+DESCRIBED = ("modality", "organ", "label", "place")
+QUESTION_WEIGHT = 0.1  # of a token outside the answers, in language pretraining
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
 
 # What one BPE word may be, tried from left to right: a box coordinate ("0.18"), one digit, the
@@ -239,27 +244,64 @@ def _batches(groups, count, size, generator):
         yield pool[torch.randint(len(pool), (size,), generator=generator)]
 
 
-def pretrain_language_model(profile, token_lists, tokenizer, *, on_step=None, length: int = 256):
+def reading_conversations(rows, *, seed: int) -> list[list[dict]]:
+    """Return the conversations of sample rows with words where the image would be.
+
+    A language model that has read the web answers questions about a description it is given;
+    one trained on answers alone never looks back at what precedes the question, and a projector
+    then has nothing to talk to. So the image is replaced by the facts as a shuffled list of
+    words, some of them repeated, much as patch tokens will repeat them later. One in ten
+    conversations keeps nothing in its place. Text-only rows stay as they are.
+
+    `rows`: dicts with id, conversations and facts, as in the Parquet shards.
+    """
+    shown = []
+    for row in rows:
+        rng = random.Random(f"{seed}|{row['id']}")
+        words = [f["value"] for f in row["facts"] if f["kind"] in DESCRIBED]
+        words += words[:2] * rng.randint(0, 4) + words[2:] * rng.randint(0, 3)
+        rng.shuffle(words)
+        words += [f["value"] for f in row["facts"] if f["kind"] == "count"][:1]
+        description = " ".join(words) + "\n" if rng.random() < 0.9 else ""
+        shown.append(
+            [
+                turn | {"content": turn["content"].replace(f"{IMAGE_TOKEN}\n", description)}
+                for turn in row["conversations"]
+            ]
+        )
+    return shown
+
+
+def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, length: int = 256):
     """Pretrain a Llama-layout language model on next-token prediction.
 
-    `token_lists`: one list of ids per document (chat.encode gives them); they are joined in a
-    seeded order into rows of `length` tokens, and every token is learned.
+    `documents`: what chat.encode returns, one per conversation; they are joined in a seeded order
+    into rows of `length` tokens. Every token is learned, but those outside the answers count
+    QUESTION_WEIGHT: which question comes next is chance, and there are four times as many.
 
     Returns (LlamaForCausalLM in float32, rows with step, loss, seconds).
     """
     settings = profile.stand_ins
     torch.manual_seed(profile.seed)
     generator = torch.Generator().manual_seed(profile.seed)
-    order = torch.randperm(len(token_lists), generator=generator).tolist()
-    stream = torch.tensor(list(chain.from_iterable(token_lists[i] for i in order)))
-    if len(stream) < length:
-        raise ValueError(f"{len(stream)} tokens of text cannot fill one row of {length}")
-    rows = stream[: len(stream) // length * length].view(-1, length)
+    order = torch.randperm(len(documents), generator=generator).tolist()
+    ids, labels = (
+        torch.tensor(list(chain.from_iterable(documents[i][name] for i in order)))
+        for name in ("input_ids", "labels")
+    )
+    if len(ids) < length:
+        raise ValueError(f"{len(ids)} tokens of text cannot fill one row of {length}")
+    count = len(ids) // length
+    rows = ids[: count * length].view(count, length)
+    answers = labels[: count * length].view(count, length) != IGNORE_INDEX
     model = AutoModelForCausalLM.from_config(text_config(profile, tokenizer))
 
     def loss_of(step):
         chosen = torch.randint(len(rows), (settings.language_batch_size,), generator=generator)
-        loss = model(input_ids=rows[chosen], labels=rows[chosen], use_cache=False).loss
+        logits = model(input_ids=rows[chosen], use_cache=False).logits[:, :-1].flatten(0, 1)
+        losses = F.cross_entropy(logits.float(), rows[chosen][:, 1:].flatten(), reduction="none")
+        weight = torch.where(answers[chosen][:, 1:].flatten(), 1.0, QUESTION_WEIGHT)
+        loss = (losses * weight).sum() / weight.sum()
         return loss, {"loss": loss.item()}
 
     metrics = _train(

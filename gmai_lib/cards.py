@@ -1,0 +1,252 @@
+"""Dataset card, audit sheet and model card, generated from counts and results.
+
+No number is typed here but the paper's own, which stand beside ours for comparison. Both cards
+are Markdown with the metadata block that the Hugging Face hub reads.
+
+Paper: section 3 (composition), section 3.1 part 4 (30 random pairs of every source are audited on
+four criteria), tables 4 to 8 (results). Departs: the cards name sources, licences, what was
+dropped and why, and what the numbers cannot show.
+"""
+
+import json
+from collections import Counter
+from random import Random
+
+import yaml
+
+from gmai_lib.schema import LANGUAGES, SUBSETS
+
+# Percent of image records; arXiv:2411.14522 v2, figure 2. OCT and infrared reflectance are 1.4
+# and 2.0 in an order that the figure leaves unclear.
+PAPER_MODALITY_SHARES = {
+    "CT": 26.8,
+    "MR": 24.7,
+    "endoscopy": 12.6,
+    "histopathology": 11.2,
+    "X-ray": 6.7,
+    "fundus": 5.3,
+    "dermoscopy": 3.5,
+    "ultrasound": 3.0,
+    "microscopy": 2.4,
+    "OCT": 1.4,
+    "infrared reflectance": 2.0,
+    "PET": 0.2,
+    "ophthalmoscope": 0.1,
+}
+# Millions of samples; arXiv:2411.14522 v2, tables 9 and 10.
+PAPER_SUBSETS = {
+    "caption": 1.7,
+    "percept": 1.3,
+    "instruct": 0.9,
+    "text_single": 1.0,
+    "text_multi": 0.649,
+}
+AUDIT_CRITERIA = ("medical_accuracy", "language", "completeness", "relevance_to_imaging")
+AUDITED_PER_SOURCE = 30  # as in the paper
+# Permissive first. What is not listed is treated as stricter than everything that is.
+LICENSES = ("CC0-1.0", "MIT", "Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-SA-4.0")
+NOT_CLINICAL = (
+    "For research and teaching only. Nothing here is a medical device, and no answer of the model "
+    "may influence the care of a person."
+)
+
+
+def modality_shares(manifest: dict) -> list[dict]:
+    """Return rows {"modality", "ours", "paper"}: percent of the image samples."""
+    ours: Counter = Counter()
+    for row in manifest["counts"]:
+        if row["modality"] != "text":
+            ours[row["modality"]] += row["samples"]
+    total = sum(ours.values())
+    return [
+        {"modality": name, "ours": round(100 * ours[name] / total, 1), "paper": share}
+        for name, share in PAPER_MODALITY_SHARES.items()
+    ]
+
+
+def subset_shares(manifest: dict) -> list[dict]:
+    """Return rows {"subset", "samples", "ours", "paper"}: percent of all samples."""
+    ours: Counter = Counter()
+    for row in manifest["counts"]:
+        ours[row["subset"]] += row["samples"]
+    total, printed = sum(ours.values()), sum(PAPER_SUBSETS.values())
+    return [
+        {
+            "subset": name,
+            "samples": ours[name],
+            "ours": round(100 * ours[name] / total, 1),
+            "paper": round(100 * PAPER_SUBSETS[name] / printed, 1),
+        }
+        for name in SUBSETS
+    ]
+
+
+def source_rows(manifest: dict, records: list[dict], ledger: list[dict]) -> list[dict]:
+    """Return one row per source: licence, access, modality, records, samples, drops by reason.
+
+    `records` are rows of the curated records (source, license, access, modality), `ledger` the
+    rows of all ledgers; drops are counted in items, not annotations.
+    """
+    rows = {}
+    for name in sorted({row["source"] for row in records}):
+        own = [row for row in records if row["source"] == name]
+        dropped = Counter()
+        for row in ledger:
+            if row["source"] == name and row["outcome"] != "kept" and row["level"] == "item":
+                dropped[row["outcome"]] += row["count"]
+        rows[name] = {
+            "source": name,
+            "license": ", ".join(sorted({row["license"] for row in own})),
+            "access": ", ".join(sorted({row["access"] for row in own})),
+            "modality": ", ".join(sorted({row["modality"] for row in own})),
+            "records": len(own),
+            "samples": sum(r["samples"] for r in manifest["counts"] if r["source"] == name),
+            "dropped": sum(dropped.values()),
+            "reasons": "; ".join(f"{reason} ({n})" for reason, n in dropped.most_common()),
+        }
+    return list(rows.values())
+
+
+def strictest(licenses) -> str:
+    """Return the licence that binds the whole; what LICENSES does not know wins."""
+    unknown = sorted(set(licenses) - set(LICENSES))
+    if unknown:
+        return unknown[0]
+    return max(licenses, key=LICENSES.index)
+
+
+def dataset_card(manifest: dict, sources: list[dict]) -> str:
+    """Return README.md of the built dataset; `sources` are `source_rows`."""
+    licenses = {name for row in sources for name in row["license"].split(", ")}
+    binding = strictest(licenses)
+    counts = Counter()
+    for row in manifest["counts"]:
+        for column in ("subset", "language", "split"):
+            counts[column, row[column]] += row["samples"]
+    meta = {
+        "license": binding.lower() if binding in LICENSES else "other",
+        "language": [code for code in LANGUAGES if counts["language", code]],
+        "task_categories": ["image-text-to-text", "visual-question-answering"],
+        "tags": ["medical", "research-only"],
+        "pretty_name": "GMAI-VL Workbook pairs",
+    }
+    split_rows = [
+        {"split": split, "samples": n}
+        for (column, split), n in sorted(counts.items())
+        if column == "split"
+    ]
+    parts = [
+        f"---\n{yaml.safe_dump(meta, sort_keys=False)}---\n",
+        "# GMAI-VL Workbook: image-text pairs from expert annotation\n",
+        f"{NOT_CLINICAL}\n",
+        f"{manifest['num_samples']:,} samples from {manifest['num_records']:,} records of "
+        f"{len(sources)} sources. Every sample keeps the annotation it was written from (`labels`, "
+        "`boxes`, `facts`), its source, licence and split.\n",
+        "```python\nfrom datasets import load_dataset\n\n"
+        'pairs = load_dataset("parquet", data_dir="03_write_pairs/pairs")\n```\n',
+        "## Composition\n",
+        table(subset_shares(manifest)),
+        table(split_rows),
+        "## Sources\n",
+        f"The strictest licence among the sources is **{binding}**; it binds the whole.\n",
+        table(sources),
+        "## How the text was made\n",
+        f"By `{manifest['writer']}` from the annotation alone: templates, no language model. "
+        f"{100 * manifest['chinese_fraction']:.0f} % of the English image records are written in "
+        "Chinese as well, from the same facts. Answers that a source brought along are used as "
+        "they are.\n",
+        "## Splits\n",
+        "By patient, volume or image group, never by row; identical images share a split.\n",
+        "## Known limits\n",
+        "- Phantoms are procedural pictures. They teach and test the machinery, not medicine.\n"
+        "- Template text is less varied than human text, and says nothing the annotation does not "
+        "say.\n"
+        "- Annotation errors of a source are repeated.\n"
+        "- Sides and places are those of the image frame, not of the patient.\n",
+    ]
+    return "\n".join(parts)
+
+
+def audit_sheet(samples: list[dict], *, seed: int) -> list[dict]:
+    """Return up to AUDITED_PER_SOURCE random samples of every source with empty score columns.
+
+    Scores run from 1 (best) to 5 (worst); a source passes if its mean is at most 3.
+    """
+    rng, rows = Random(seed), []
+    for source in sorted({sample["source"] for sample in samples}):
+        own = sorted((s for s in samples if s["source"] == source), key=lambda s: s["id"])
+        for sample in rng.sample(own, min(AUDITED_PER_SOURCE, len(own))):
+            said = " / ".join(turn["content"] for turn in sample["conversations"])
+            facts = "; ".join(f"{f['kind']} {f['value']}" for f in sample["facts"])
+            row = {"source": source, "id": sample["id"], "subset": sample["subset"]}
+            row |= {"language": sample["language"], "conversation": said, "facts": facts}
+            rows.append(row | dict.fromkeys(AUDIT_CRITERIA, "") | {"comments": ""})
+    return rows
+
+
+def model_card(profile, results: list[dict], parameters: list[dict], stages: list[dict]) -> str:
+    """Return the model card: what was trained on what, and every score with its blind score.
+
+    `results` are rows of results.json of the final checkpoint, `parameters` those of
+    `parameter_table`, `stages` {"stage", "steps", "seconds", "final_loss"}.
+    """
+    meta = {
+        "license": "apache-2.0",
+        "pipeline_tag": "image-text-to-text",
+        "library_name": "transformers",
+        "tags": ["medical", "research-only"],
+    }
+    columns = ("benchmark", "kind", "metric", "num_items", "score", "ci_low", "ci_high")
+    columns += ("blind_score", "majority_score")
+    scores = [
+        {c: f"{row[c]:.3f}" if isinstance(row[c], float) else row[c] for c in columns}
+        for row in results
+    ]
+    backbones = (
+        "Vision tower and language model are stand-ins trained from scratch."
+        if not profile.vision.pretrained
+        else f"Backbones: {profile.vision.pretrained}, {profile.text.pretrained}."
+    )
+    parts = [
+        f"---\n{yaml.safe_dump(meta, sort_keys=False)}---\n",
+        f"# GMAI-VL Workbook, profile `{profile.name}`\n",
+        f"{NOT_CLINICAL}\n",
+        "The architecture and the three training stages of GMAI-VL (arXiv:2411.14522): CLIP-layout "
+        f"vision tower, two-layer projector, Llama-layout language model. {backbones} The paper's "
+        "own results are not reproduced by this checkpoint.\n",
+        "## Parts\n",
+        table([{k: row[k] for k in ("part", "parameters")} for row in parameters]),
+        "## Training\n",
+        table(stages),
+        "## Results\n",
+        "`blind_score` is the same model without the image; `majority_score` always gives the most "
+        "frequent answer. Intervals are 95 %, over images.\n",
+        table(scores),
+        "## Limits\n",
+        "- Scores on phantoms say that the machinery works, nothing about clinical ability.\n"
+        "- The model knows only the words of its training text.\n"
+        "- It has not been tested for bias, safety or robustness.\n",
+        "## Configuration\n",
+        f"```json\n{json.dumps(_stages(profile), indent=1)}\n```\n",
+    ]
+    return "\n".join(parts)
+
+
+def table(rows: list[dict]) -> str:
+    """Return rows as a Markdown table; ValueError if there are none."""
+    if not rows:
+        raise ValueError("a table needs at least one row")
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_cell(row[column]) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _cell(value) -> str:
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _stages(profile) -> list[dict]:
+    names = ("name", "trainable", "learning_rates", "max_steps", "global_batch_size", "max_length")
+    return [{name: getattr(stage, name) for name in names} for stage in profile.stages]

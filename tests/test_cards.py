@@ -1,0 +1,127 @@
+"""cards: numbers come from counts, the strictest licence binds, nothing clinical is claimed."""
+
+from dataclasses import asdict
+
+import pytest
+import yaml
+
+from gmai_lib import cards, config
+from gmai_lib.schema import MODALITIES, SUBSETS
+
+MANIFEST = {
+    "writer": "template-1",
+    "num_samples": 10,
+    "num_records": 4,
+    "chinese_fraction": 0.3,
+    "counts": [
+        {"source": "a", "subset": "caption", "language": "en", "split": "train"}
+        | {"modality": "CT", "samples": 6},
+        {"source": "a", "subset": "instruct", "language": "zh", "split": "test"}
+        | {"modality": "MR", "samples": 2},
+        {"source": "b", "subset": "text_single", "language": "en", "split": "train"}
+        | {"modality": "text", "samples": 2},
+    ],
+}
+RECORDS = [
+    {"source": "a", "license": "MIT", "access": "open", "modality": "CT"},
+    {"source": "a", "license": "MIT", "access": "open", "modality": "MR"},
+    {"source": "b", "license": "CC-BY-4.0", "access": "open", "modality": "text"},
+]
+LEDGER = [
+    {"source": "a", "level": "item", "outcome": "kept", "count": 2},
+    {"source": "a", "level": "item", "outcome": "no label", "count": 3},
+    {"source": "a", "level": "annotation", "outcome": "empty box", "count": 9},
+]
+
+
+def test_shares_are_percent_of_image_samples_and_of_all_samples():
+    shares = {row["modality"]: row for row in cards.modality_shares(MANIFEST)}
+    assert shares["CT"]["ours"] == 75.0 and shares["MR"]["ours"] == 25.0
+    assert shares["CT"]["paper"] == 26.8
+    subsets = {row["subset"]: row for row in cards.subset_shares(MANIFEST)}
+    assert subsets["caption"]["ours"] == 60.0 and list(subsets) == list(SUBSETS)
+    assert sum(row["paper"] for row in subsets.values()) == pytest.approx(100, abs=0.3)
+
+
+def test_the_papers_modalities_are_those_of_the_schema():
+    assert set(cards.PAPER_MODALITY_SHARES) == set(MODALITIES) - {"text"}
+    assert sum(cards.PAPER_MODALITY_SHARES.values()) == pytest.approx(100, abs=0.2)
+
+
+def test_source_rows_count_items_not_annotations():
+    rows = {row["source"]: row for row in cards.source_rows(MANIFEST, RECORDS, LEDGER)}
+    assert rows["a"]["dropped"] == 3 and rows["a"]["reasons"] == "no label (3)"
+    assert rows["a"]["samples"] == 8 and rows["a"]["modality"] == "CT, MR"
+    assert rows["b"]["dropped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("licenses", "binding"),
+    [
+        ({"MIT", "CC0-1.0"}, "MIT"),
+        ({"MIT", "CC-BY-NC-SA-4.0", "CC-BY-4.0"}, "CC-BY-NC-SA-4.0"),
+        ({"MIT", "unstated"}, "unstated"),
+        ({"CC-BY-NC-SA-4.0", "CC BY-NC-ND"}, "CC BY-NC-ND"),
+    ],
+)
+def test_the_strictest_licence_binds_and_an_unknown_one_is_strictest(licenses, binding):
+    assert cards.strictest(licenses) == binding
+
+
+def test_dataset_card_has_valid_metadata_counts_and_the_non_clinical_statement():
+    sources = cards.source_rows(MANIFEST, RECORDS, LEDGER)
+    _, head, body = cards.dataset_card(MANIFEST, sources).split("---\n", 2)
+    meta = yaml.safe_load(head)
+    assert meta["license"] == "cc-by-4.0" and meta["language"] == ["en", "zh"]
+    assert cards.NOT_CLINICAL in body and "10 samples from 4 records" in body
+    assert "no label (3)" in body and "| train | 8 |" in body
+
+
+def test_dataset_card_says_other_for_a_licence_it_cannot_name():
+    sources = cards.source_rows(MANIFEST, [r | {"license": "unstated"} for r in RECORDS], LEDGER)
+    head = cards.dataset_card(MANIFEST, sources).split("---\n", 2)[1]
+    assert yaml.safe_load(head)["license"] == "other"
+
+
+def samples(source, count):
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "left"}]
+    facts = [{"kind": "side", "value": "left"}]
+    return [
+        {"id": f"{source}{i:03d}", "source": source, "subset": "percept", "language": "en"}
+        | {"conversations": turns, "facts": facts}
+        for i in range(count)
+    ]
+
+
+def test_audit_sheet_draws_the_papers_number_per_source_with_empty_scores():
+    sheet = cards.audit_sheet([*samples("a", 100), *samples("b", 5)], seed=0)
+    assert len(sheet) == cards.AUDITED_PER_SOURCE + 5
+    assert all(row[criterion] == "" for row in sheet for criterion in cards.AUDIT_CRITERIA)
+    assert sheet[0]["facts"] == "side left" and "Where? / left" in sheet[0]["conversation"]
+    assert sheet == cards.audit_sheet([*samples("b", 5), *samples("a", 100)][::-1], seed=0)
+    assert sheet != cards.audit_sheet([*samples("a", 100), *samples("b", 5)], seed=1)
+
+
+def test_model_card_quotes_scores_with_their_blind_score():
+    row = {"benchmark": "phantom", "kind": "overall", "metric": "accuracy", "num_items": 1200}
+    row |= {"score": 0.61234, "ci_low": 0.6, "ci_high": 0.63, "blind_score": 0.3}
+    row |= {"majority_score": 0.28}
+    parts = [{"part": "language_model", "parameters": 2_000_000, "trainable": 0}]
+    stages = [{"stage": "shallow_alignment", "steps": 300, "seconds": 60, "final_loss": "1.2"}]
+    card = cards.model_card(config.load("mini"), [row], parts, stages)
+    line = "| phantom | overall | accuracy | 1,200 | 0.612 | 0.600 | 0.630 | 0.300 | 0.280 |"
+    assert line in card and cards.NOT_CLINICAL in card and "2,000,000" in card
+    assert "stand-ins trained from scratch" in card
+    paper = cards.model_card(config.load("paper"), [row], parts, stages)
+    assert "openai/clip-vit-large-patch14-336" in paper
+
+
+def test_table_escapes_and_refuses_nothing():
+    assert cards.table([{"a": "x|y", "b": 1200}]) == "| a | b |\n| --- | --- |\n| x\\|y | 1,200 |\n"
+    with pytest.raises(ValueError, match="at least one row"):
+        cards.table([])
+
+
+def test_every_stage_of_the_profile_is_in_the_model_card():
+    names = [stage["name"] for stage in cards._stages(config.load("mini"))]
+    assert names == [stage["name"] for stage in asdict(config.load("mini"))["stages"]]
