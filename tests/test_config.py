@@ -35,7 +35,7 @@ def test_paper_profile_has_the_published_numbers():
 
 
 def test_unknown_profile_lists_the_known():
-    with pytest.raises(ValueError, match="'big'.*mini.*paper"):
+    with pytest.raises(ValueError, match=r"'big'.*mini.*paper"):
         config.load("big")
 
 

@@ -29,7 +29,7 @@ def test_require_names_the_notebook_to_run(tmp_path):
 
 def test_unwritable_folder_is_one_sentence(tmp_path):
     (tmp_path / "outputs").write_text("a file where a folder should be")
-    with pytest.raises(PermissionError, match="cannot write to .*--outputs"):
+    with pytest.raises(PermissionError, match=r"cannot write to .*--outputs"):
         outputs.folder(tmp_path / "outputs", "mini", "00_environment")
 
 
