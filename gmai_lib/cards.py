@@ -6,14 +6,22 @@ are Markdown with the metadata block that the Hugging Face hub reads.
 Paper: section 3 (composition), section 3.1 part 4 (30 random pairs of every source are audited on
 four criteria), tables 4 to 8 (results). Departs: the cards name sources, licences, what was
 dropped and why, and what the numbers cannot show.
+
+The README's tables come from here too, between its markers:
+
+    python -m gmai_lib.cards README.md outputs/mini --data outputs_data/mini
 """
 
+import argparse
 import json
+import re
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import yaml
 
+from gmai_lib import outputs
 from gmai_lib.schema import LANGUAGES, SUBSETS
 
 # Percent of image records; arXiv:2411.14522 v2, figure 2. OCT and infrared reflectance are 1.4
@@ -232,6 +240,74 @@ def model_card(profile, results: list[dict], parameters: list[dict], stages: lis
     return "\n".join(parts)
 
 
+def readme_tables(folder: Path) -> dict[str, str]:
+    """Return the README's sections {"chain", "results"} from one finished run in `folder`."""
+    environment = outputs.read_json(folder / "00_environment" / "environment.json")
+    runs = list(outputs.read_json(folder / "chain.json").values())
+    minutes = sum(run["seconds"] for run in runs) / 60
+    chain = [
+        {
+            "notebook": run["notebook"],
+            "seconds": round(run["seconds"]),
+            "peak memory (GB)": f"{run['peak_memory_mb'] / 1000:.1f}",
+        }
+        for run in runs
+    ]
+    rows = [
+        row
+        for row in outputs.read_json(folder / "10_evaluate" / "results.json")
+        if row["language"] == row["subset"] == "all"
+        and row["metric"] == {"box": "iou", "open": "exact_match"}.get(row["kind"], "accuracy")
+    ]
+    final = rows[-1]["checkpoint"]
+    stages = [row for row in rows if row["benchmark"] == "phantom" and row["kind"] == "overall"]
+    machine = (
+        f"{environment['cores']} cores, no GPU, Python {environment['python']}, "
+        f"torch {environment['packages']['torch']}, commit {environment['commit']}, seed 0"
+    )
+    parts = [
+        f"Phantom benchmark, overall, after each stage ({machine}):\n",
+        table([{"checkpoint": row["checkpoint"]} | _scores(row) for row in stages]),
+        f"Every benchmark and kind of question, checkpoint {final}:\n",
+        table(
+            [
+                {"benchmark": row["benchmark"], "kind": row["kind"], "metric": row["metric"]}
+                | _scores(row)
+                for row in rows
+                if row["checkpoint"] == final
+            ]
+        ),
+    ]
+    heading = f"Measured: {minutes:.1f} minutes for all notebooks ({machine}).\n"
+    return {"chain": f"{heading}\n{table(chain)}", "results": "\n".join(parts)}
+
+
+def _scores(row: dict) -> dict:
+    """Cells of one row of results.json: score, interval, blind and majority, in percent."""
+    percent = {name: f"{100 * row[name]:.1f}" for name in ("score", "ci_low", "ci_high")}
+    return {
+        "n": row["num_items"],
+        "score (%)": percent["score"],
+        "95 % interval": f"{percent['ci_low']} to {percent['ci_high']}",
+        "without the image (%)": f"{100 * row['blind_score']:.1f}",
+        "majority answer (%)": f"{100 * row['majority_score']:.1f}",
+    }
+
+
+def fill_readme(readme: Path, sections: dict[str, str]):
+    """Replace what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+    text = readme.read_text("utf-8")
+    for name, content in sections.items():
+        marks = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if not all(mark in text for mark in marks):
+            raise ValueError(f"{readme} has no markers {marks} to put the section between")
+        pattern = re.escape(marks[0]) + ".*?" + re.escape(marks[1])
+        filled = f"{marks[0]}\n{content.strip()}\n{marks[1]}"
+        text = re.sub(pattern, lambda _, filled=filled: filled, text, flags=re.DOTALL)
+    with outputs.atomic(readme) as partial:
+        partial.write_text(text, "utf-8")
+
+
 def table(rows: list[dict]) -> str:
     """Return rows as a Markdown table; ValueError if there are none."""
     if not rows:
@@ -250,3 +326,21 @@ def _cell(value) -> str:
 def _stages(profile) -> list[dict]:
     names = ("name", "trainable", "learning_rates", "max_steps", "global_batch_size", "max_length")
     return [{name: getattr(stage, name) for name in names} for stage in profile.stages]
+
+
+def main(arguments: list[str] | None = None):
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description="Fill the README's tables from finished runs.")
+    parser.add_argument("readme", type=Path)
+    parser.add_argument("folder", type=Path, help="outputs/mini of a run without DATA")
+    parser.add_argument("--data", type=Path, help="outputs/mini of a run with DATA")
+    parsed = parser.parse_args(arguments)
+    sections = readme_tables(parsed.folder)
+    if parsed.data:
+        own = readme_tables(parsed.data)
+        sections |= {f"data-{name}": content for name, content in own.items()}
+    fill_readme(parsed.readme, sections)
+
+
+if __name__ == "__main__":
+    main()
