@@ -261,8 +261,9 @@ def readme_tables(folder: Path) -> dict[str, str]:
     ]
     final = rows[-1]["checkpoint"]
     stages = [row for row in rows if row["benchmark"] == "phantom" and row["kind"] == "overall"]
+    found = environment["machine"]
     machine = (
-        f"{environment['cores']} cores, no GPU, Python {environment['python']}, "
+        f"{found['cores']} cores, {len(environment['devices'])} GPUs, Python {found['python']}, "
         f"torch {environment['packages']['torch']}, commit {environment['commit']}, seed 0"
     )
     parts = [

@@ -447,5 +447,5 @@ def _rounded(left, width, height, colour):
 
 
 def _checkpoint_label(checkpoint: str) -> str:
-    """Return "07 shallow" for "07_shallow_alignment"."""
-    return " ".join(checkpoint.split("_")[:2])
+    """Return "07 shallow alignment" for "07_shallow_alignment"."""
+    return checkpoint.replace("_", " ")
