@@ -132,10 +132,13 @@ def test_patch_labels_mark_boxes_and_ignore_what_nobody_boxed():
         return Box(label=label, **dict(zip(("x1", "y1", "x2", "y2"), edges, strict=True)))
 
     regions = [[box("b", 0, 0, 0.5, 0.25), box("a", 0.99, 0.99, 1, 1)], [], None]
-    marked, labels = standins._patch_labels(regions, 3, tiny_profile().vision)
+    marked, places, labels = standins._patch_labels(regions, 3, tiny_profile().vision)
     assert labels == ["a", "b"]  # and 2 means background
     assert marked[0].view(4, 4).tolist() == [[1, 1, 2, 2], [2] * 4, [2] * 4, [2, 2, 2, 0]]
     assert marked[1].eq(2).all() and marked[2].eq(chat.IGNORE_INDEX).all()
+    boxed = places[0].view(4, 4)
+    assert boxed[0, :2].tolist() == [0, 0] and boxed[3, 3] == 8, "upper left and lower right"
+    assert places.ne(chat.IGNORE_INDEX).sum() == 3, "no place outside the boxes"
 
 
 def test_images_without_annotation_give_no_region_loss():
@@ -206,7 +209,7 @@ def test_patch_tokens_of_the_layer_llava_reads_see_phantom_lesions():
     )
     with torch.no_grad():
         hidden = tower(chat.normalize_pixels(images), output_hidden_states=True).hidden_states[-2]
-    marked, labels = standins._patch_labels(regions, len(drawn), profile.vision)
+    marked, _, labels = standins._patch_labels(regions, len(drawn), profile.vision)
     lesion = (marked != len(labels)).float()
     probe = torch.nn.Linear(128, 1)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=1e-2)

@@ -38,13 +38,14 @@ from gmai_lib.model.chat import (
 from gmai_lib.model.gmai_vl import text_config, vision_config
 
 PAD_TOKEN = "<|pad|>"
+PLACES_ACROSS = 3  # the 3 x 3 places of a region, upper left to lower right
 MOST_TEXTS = 20_000  # evenly spaced, that the tokenizer learns from; more change little
 EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
 REGION_WEIGHT = 5.0  # of the region term against the contrastive one
 BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
 # Kinds of facts that stand for an image: in captions of the tower, in reading texts of the model.
 DESCRIBED = ("modality", "organ", "label", "place")
-QUESTION_WEIGHT = 0.1  # of a token outside the answers, in language pretraining
+QUESTION_SHARE = 0.1  # of the tokens outside the answers, in language pretraining
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
 
 # What one BPE word may be, tried from left to right: a box coordinate ("0.18"), one digit, the
@@ -107,12 +108,18 @@ class _ContrastivePair(nn.Module):
             nn.Linear(2 * EMBEDDING_SIZE, EMBEDDING_SIZE),
         )
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.region_norm = nn.LayerNorm(width)
         self.region_head = nn.Linear(width, num_labels + 1)  # the last one is background
+        self.place_head = nn.Linear(width, PLACES_ACROSS**2)
 
     def patches(self, images):
-        """Encode (B, 3, S, S) uint8 to last-layer patch tokens (B, P, D)."""
-        hidden = self.tower(normalize_pixels(images)).last_hidden_state[:, 1:]
-        return self.tower.post_layernorm(hidden)
+        """Encode (B, 3, S, S) uint8 to patch tokens (B, P, D) of the last two layers."""
+        tower = self.tower
+        hidden = tower.pre_layrnorm(tower.embeddings(normalize_pixels(images)))
+        for layer in tower.encoder.layers[:-1]:
+            hidden = layer(hidden, attention_mask=None)
+        last = tower.encoder.layers[-1](hidden, attention_mask=None)
+        return self.region_norm(hidden[:, 1:]), tower.post_layernorm(last[:, 1:])
 
 
 def pretrain_vision_tower(
@@ -142,16 +149,18 @@ def pretrain_vision_tower(
     ]
     same_caption = {text: number for number, text in enumerate(captions)}
     caption_ids = torch.tensor([same_caption[text] for text in captions])
-    patch_labels, labels = _patch_labels(regions, len(images), profile.vision)
+    patch_labels, patch_places, labels = _patch_labels(regions, len(images), profile.vision)
     pair = _ContrastivePair(profile, len(tokenizer), len(labels))
     _initialise(pair.tower, images, profile.vision)
     batches = _batches(groups, len(images), settings.vision_batch_size, generator)
 
     def loss_of(step):
         chosen = next(batches)
-        patches = pair.patches(images[chosen])
-        loss = _contrastive_loss(pair, patches, [tokens[i] for i in chosen], caption_ids[chosen])
-        region = _region_loss(pair, patches, patch_labels[chosen]) if labels else torch.zeros(())
+        inner, last = pair.patches(images[chosen])
+        loss = _contrastive_loss(pair, last, [tokens[i] for i in chosen], caption_ids[chosen])
+        region = torch.zeros(())
+        if labels:
+            region = _region_loss(pair, inner, patch_labels[chosen], patch_places[chosen])
         row = {"loss": loss.item(), "region_loss": region.item()}
         return loss + REGION_WEIGHT * region, row
 
@@ -176,27 +185,38 @@ def _contrastive_loss(pair, patches, tokens, caption_ids):
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
-def _region_loss(pair, patches, patch_labels):
-    """Cross-entropy of the box label (or background) at every patch."""
+def _region_loss(pair, patches, patch_labels, patch_places):
+    """Cross-entropy of the box label (or background) at every patch, and of the box's place.
+
+    The patches are those of the layer LLaVA reads. A caption says "nodule upper left": with the
+    place at the patch itself, a projector that sees one patch at a time can translate it.
+    """
     logits = pair.region_head(patches).float().flatten(0, 1)
     weight = torch.ones(logits.shape[-1])
     weight[-1] = BACKGROUND_WEIGHT
     targets = patch_labels.flatten()
     total = F.cross_entropy(logits, targets, weight, ignore_index=IGNORE_INDEX, reduction="sum")
     known = targets[targets != IGNORE_INDEX]
-    return total / weight[known].sum().clamp(min=1)  # 0 where no image of the batch has boxes
+    loss = total / weight[known].sum().clamp(min=1)  # 0 where no image of the batch has boxes
+    boxed = patch_places != IGNORE_INDEX
+    if boxed.any():
+        loss = loss + F.cross_entropy(pair.place_head(patches[boxed]).float(), patch_places[boxed])
+    return loss
 
 
 def _patch_labels(regions, count, vision):
-    """Return ((N, P) label index per patch, the labels); the last index means background.
+    """Return per patch the index of its box's label and place, both (N, P), and the labels.
 
-    Box edges are rounded to patch edges; a tiny box keeps one patch. Patches of images without
-    annotation (None) are IGNORE_INDEX: a lesion that nobody boxed is not background.
+    The last label index means background. Box edges are rounded to patch edges; a tiny box keeps
+    one patch. Patches of images without annotation (None) are IGNORE_INDEX: a lesion that nobody
+    boxed is not background. Places are the cell of the 3 x 3 grid that holds the box's centre,
+    IGNORE_INDEX outside the boxes.
     """
     labels = sorted({box.label for boxes in regions or [] for box in boxes or []})
     index = {label: number for number, label in enumerate(labels)}
     grid = vision.image_size // vision.patch_size
     marked = torch.full((count, grid, grid), len(labels))
+    places = torch.full((count, grid, grid), IGNORE_INDEX)
     for image, boxes in enumerate(regions or []):
         if boxes is None:
             marked[image] = IGNORE_INDEX
@@ -208,7 +228,12 @@ def _patch_labels(regions, count, vision):
                 for low, high in ((box.y1, box.y2), (box.x1, box.x2))
             )
             marked[image, rows, columns] = index[box.label]
-    return marked.flatten(1), labels
+            row, column = (
+                min(int((low + high) / 2 * PLACES_ACROSS), PLACES_ACROSS - 1)
+                for low, high in ((box.y1, box.y2), (box.x1, box.x2))
+            )
+            places[image, rows, columns] = PLACES_ACROSS * row + column
+    return marked.flatten(1), places.flatten(1), labels
 
 
 @torch.no_grad()
@@ -279,8 +304,8 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
     """Pretrain a Llama-layout language model on next-token prediction.
 
     `documents`: what chat.encode returns, one per conversation; they are joined in a seeded order
-    into rows of `length` tokens. Every token is learned, but those outside the answers count
-    QUESTION_WEIGHT: which question comes next is chance, and there are four times as many.
+    into rows of `length` tokens. All of the answers are learned, and of the rest a random
+    QUESTION_SHARE: which question comes next is chance, and there are four times as many tokens.
 
     Returns (LlamaForCausalLM in float32, rows with step, loss, seconds).
     """
@@ -301,10 +326,11 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
 
     def loss_of(step):
         chosen = torch.randint(len(rows), (settings.language_batch_size,), generator=generator)
-        logits = model(input_ids=rows[chosen], use_cache=False).logits[:, :-1].flatten(0, 1)
-        losses = F.cross_entropy(logits.float(), rows[chosen][:, 1:].flatten(), reduction="none")
-        weight = torch.where(answers[chosen][:, 1:].flatten(), 1.0, QUESTION_WEIGHT)
-        loss = (losses * weight).sum() / weight.sum()
+        hidden = model.model(input_ids=rows[chosen], use_cache=False).last_hidden_state[:, :-1]
+        drawn = torch.rand(len(chosen), length - 1, generator=generator) < QUESTION_SHARE
+        learned = answers[chosen][:, 1:] | drawn
+        logits = model.lm_head(hidden[learned]).float()
+        loss = F.cross_entropy(logits, rows[chosen][:, 1:][learned])
         return loss, {"loss": loss.item()}
 
     metrics = _train(
