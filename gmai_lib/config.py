@@ -286,9 +286,12 @@ def mini() -> Profile:
         zero_stage=2,
     )
     # From-scratch parts need far higher rates than the paper's pretrained ones.
+    # The tower has the lowest: above it, a few hundred steps undo what contrast has taught it.
     shallow = replace(shallow, max_steps=250, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
-    deep = replace(deep, max_steps=250, learning_rates=dict.fromkeys(deep.trainable, 1.5e-3))
-    instruct = replace(instruct, max_steps=700, learning_rates=dict.fromkeys(PARTS, 2e-3))
+    rates = {"vision_tower": 3e-4, "multi_modal_projector": 2e-3}
+    deep = replace(deep, max_steps=200, learning_rates=rates)
+    rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
+    instruct = replace(instruct, max_steps=500, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -316,9 +319,9 @@ def mini() -> Profile:
             vision_steps=700,
             vision_batch_size=64,
             vision_learning_rate=2e-3,
-            language_steps=700,
+            language_steps=1300,
             language_batch_size=16,
-            language_learning_rate=3e-3,
+            language_learning_rate=6e-3,
         ),
         stages=(shallow, deep, instruct),
         data=DataConfig(
