@@ -71,7 +71,7 @@ def blocks(count: int, seed: int = 0):
 
 def quick_profile(**changes):
     profile = tiny_profile()
-    settings = {"vision_steps": 80, "vision_batch_size": 32, "vision_learning_rate": 3e-3}
+    settings = {"vision_steps": 140, "vision_batch_size": 32, "vision_learning_rate": 3e-3}
     settings |= {"language_steps": 150, "language_batch_size": 8, "language_learning_rate": 3e-3}
     return replace(profile, stand_ins=replace(profile.stand_ins, **settings | changes))
 
@@ -94,7 +94,7 @@ def test_vision_tower_learns_to_match_images_with_captions(boxed):
         regions=regions if boxed else None,
         on_step=seen.append,
     )
-    assert seen == rows and [row["step"] for row in rows] == list(range(1, 81))
+    assert seen == rows and [row["step"] for row in rows] == list(range(1, 141))
     # 8 different captions in a batch of 32: guessing costs log 32, knowing costs log 4 (log 8
     # for a batch of one colour).
     assert mean_loss(rows[:3]) > 3.0
