@@ -1,11 +1,12 @@
 """cards: numbers come from counts, the strictest licence binds, nothing clinical is claimed."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import yaml
 
-from gmai_lib import cards, config
+from gmai_lib import cards, config, outputs
 from gmai_lib.schema import MODALITIES, SUBSETS
 
 MANIFEST = {
@@ -125,3 +126,42 @@ def test_table_escapes_and_refuses_nothing():
 def test_every_stage_of_the_profile_is_in_the_model_card():
     names = [stage["name"] for stage in cards._stages(config.load("mini"))]
     assert names == [stage["name"] for stage in asdict(config.load("mini"))["stages"]]
+
+
+def finished_run(folder: Path) -> Path:
+    """The four result files that the README's tables are made of, with round numbers."""
+    machine = {"cores": 2, "python": "3.11.7"}
+    found = {"machine": machine, "devices": [], "packages": {"torch": "2.13.0"}, "commit": "abc"}
+    outputs.write_json(folder / "00_environment" / "environment.json", found)
+    run = {"notebook": "00_environment", "seconds": 90.0, "peak_memory_mb": 1500}
+    outputs.write_json(folder / "chain.json", {"00_environment": run})
+    row = {"benchmark": "phantom", "kind": "overall", "metric": "accuracy", "num_items": 10}
+    row |= {"score": 0.9, "ci_low": 0.8, "ci_high": 0.95, "blind_score": 0.2}
+    row |= {"majority_score": 0.3, "language": "all", "subset": "all"}
+    rows = [row | {"checkpoint": name} for name in ("07", "09")]
+    rows.append(row | {"checkpoint": "09", "language": "zh", "score": 0.123})
+    outputs.write_json(folder / "10_evaluate" / "results.json", rows)
+    return folder
+
+
+def test_readme_tables_quote_the_run(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- chain:begin -->\nold\n<!-- chain:end -->\nb\n")
+    readme.write_text(readme.read_text() + "<!-- results:begin -->\n<!-- results:end -->\nc\n")
+    cards.main([str(readme), str(finished_run(tmp_path / "run"))])
+    text = readme.read_text()
+    assert "old" not in text and text.startswith("a\n") and text.endswith("c\n")
+    assert "1.5 minutes" in text and "| 00_environment | 90 | 1.5 |" in text
+    assert "| 09 | 10 | 90.0 | 80.0 to 95.0 | 20.0 | 30.0 |" in text
+    assert "12.3" not in text, "rows of one language are not the headline"
+    again = text
+    cards.main([str(readme), str(tmp_path / "run")])
+    assert readme.read_text() == again
+
+
+def test_readme_without_markers_is_refused(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing to fill")
+    with pytest.raises(ValueError, match="no markers"):
+        cards.fill_readme(readme, {"chain": "x"})
+    assert readme.read_text() == "nothing to fill"
