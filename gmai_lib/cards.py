@@ -21,7 +21,7 @@ from random import Random
 
 import yaml
 
-from gmai_lib import outputs
+from gmai_lib import outputs, report
 from gmai_lib.schema import LANGUAGES, SUBSETS
 
 # Percent of image records; arXiv:2411.14522 v2, figure 2. OCT and infrared reflectance are 1.4
@@ -253,18 +253,14 @@ def readme_tables(folder: Path) -> dict[str, str]:
         }
         for run in runs
     ]
-    rows = [
-        row
-        for row in outputs.read_json(folder / "10_evaluate" / "results.json")
-        if row["language"] == row["subset"] == "all"
-        and row["metric"] == {"box": "iou", "open": "exact_match"}.get(row["kind"], "accuracy")
-    ]
+    rows = report.main_rows(outputs.read_json(folder / "10_evaluate" / "results.json"))
     final = rows[-1]["checkpoint"]
     stages = [row for row in rows if row["benchmark"] == "phantom" and row["kind"] == "overall"]
     found = environment["machine"]
+    seed = outputs.read_json(folder / "09_instruction_tuning" / "run.json")["seed"]
     machine = (
         f"{found['cores']} cores, {len(environment['devices'])} GPUs, Python {found['python']}, "
-        f"torch {environment['packages']['torch']}, commit {environment['commit']}, seed 0"
+        f"torch {environment['packages']['torch']}, commit {environment['commit']}, seed {seed}"
     )
     parts = [
         f"Phantom benchmark, overall, after each stage ({machine}):\n",

@@ -97,6 +97,12 @@ class Stage:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"stage {self.name}: zero_stage {self.zero_stage} not in 0..3")
 
+    @classmethod
+    def from_dict(cls, raw: dict) -> "Stage":
+        """Undo `asdict` and JSON, which turns tuples into lists."""
+        tuples = ("trainable", "subsets", "adam_betas")
+        return cls(**raw | {name: tuple(raw[name]) for name in tuples})
+
     def gradient_accumulation_steps(self, world_size: int) -> int:
         """Micro steps per optimizer step; ValueError if the batch sizes do not divide."""
         per_micro_step = self.micro_batch_size * world_size
@@ -156,11 +162,7 @@ class Profile:
         raw["text"] = TextConfig(**raw["text"])
         raw["stand_ins"] = StandInConfig(**raw["stand_ins"]) if raw["stand_ins"] else None
         raw["data"] = DataConfig(**raw["data"])
-        stages = []
-        for stage in raw["stages"]:
-            tuples = ("trainable", "subsets", "adam_betas")
-            stages.append(Stage(**stage | {k: tuple(stage[k]) for k in tuples}))
-        raw["stages"] = tuple(stages)
+        raw["stages"] = tuple(Stage.from_dict(stage) for stage in raw["stages"])
         unknown = set(raw) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"{path}: unknown profile fields {sorted(unknown)}")

@@ -103,6 +103,13 @@ class Box:
     y2: float
     area: float | None = None  # fraction of the image covered by the mask, if there is a mask
 
+    @property
+    def place(self) -> int:
+        """Index into PLACES of the cell of the 3 x 3 grid that holds the box's centre."""
+        column = min(int((self.x1 + self.x2) / 2 * 3), 2)
+        row = min(int((self.y1 + self.y2) / 2 * 3), 2)
+        return 3 * row + column
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnswer:

@@ -133,6 +133,7 @@ def finished_run(folder: Path) -> Path:
     machine = {"cores": 2, "python": "3.11.7"}
     found = {"machine": machine, "devices": [], "packages": {"torch": "2.13.0"}, "commit": "abc"}
     outputs.write_json(folder / "00_environment" / "environment.json", found)
+    outputs.write_json(folder / "09_instruction_tuning" / "run.json", {"seed": 7})
     run = {"notebook": "00_environment", "seconds": 90.0, "peak_memory_mb": 1500}
     outputs.write_json(folder / "chain.json", {"00_environment": run})
     row = {"benchmark": "phantom", "kind": "overall", "metric": "accuracy", "num_items": 10}
@@ -151,6 +152,7 @@ def test_readme_tables_quote_the_run(tmp_path):
     cards.main([str(readme), str(finished_run(tmp_path / "run"))])
     text = readme.read_text()
     assert "old" not in text and text.startswith("a\n") and text.endswith("c\n")
+    assert "commit abc, seed 7" in text
     assert "1.5 minutes" in text and "| 00_environment | 90 | 1.5 |" in text
     assert "| 09 | 10 | 90.0 | 80.0 to 95.0 | 20.0 | 30.0 |" in text
     assert "12.3" not in text, "rows of one language are not the headline"

@@ -60,9 +60,7 @@ def place_of(box: Box) -> str | None:
     """Return the cell of the 3 x 3 grid that holds the centre, None for a box spanning all."""
     if box.x2 - box.x1 > WIDEST_PLACED or box.y2 - box.y1 > WIDEST_PLACED:
         return None
-    column = min(int((box.x1 + box.x2) / 2 * 3), 2)
-    row = min(int((box.y1 + box.y2) / 2 * 3), 2)
-    return PLACES[3 * row + column]
+    return PLACES[box.place]
 
 
 def side_of(box: Box) -> str | None:

@@ -36,14 +36,14 @@ from gmai_lib.model.chat import (
     token_entry,
 )
 from gmai_lib.model.gmai_vl import text_config, vision_config
+from gmai_lib.schema import PLACES
 
 PAD_TOKEN = "<|pad|>"
-PLACES_ACROSS = 3  # the 3 x 3 places of a region, upper left to lower right
 MOST_TEXTS = 20_000  # evenly spaced, that the tokenizer learns from; more change little
 EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
 REGION_WEIGHT = 5.0  # of the region term against the contrastive one
 BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
-# Kinds of facts that stand for an image: in captions of the tower, in reading texts of the model.
+# Kinds of facts that stand for an image where the language model reads.
 DESCRIBED = ("modality", "organ", "label", "place")
 QUESTION_SHARE = 0.1  # of the tokens outside the answers, in language pretraining
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
@@ -110,7 +110,7 @@ class _ContrastivePair(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.region_norm = nn.LayerNorm(width)
         self.region_head = nn.Linear(width, num_labels + 1)  # the last one is background
-        self.place_head = nn.Linear(width, PLACES_ACROSS**2)
+        self.place_head = nn.Linear(width, len(PLACES))
 
     def patches(self, images):
         """Encode (B, 3, S, S) uint8 to patch tokens (B, P, D) of the last two layers."""
@@ -129,10 +129,10 @@ def pretrain_vision_tower(
 
     images (N, 3, S, S) uint8 tensor; captions N strings that say what, where and how many.
     `groups`: N labels (the modality); half of the batches hold one group, so that an image must
-    be told from its like. `regions`: for each image its boxes (objects with label, x1, y1, x2,
-    y2 as fractions), [] where there is nothing to box, None where nobody drew boxes; patches then
-    also learn which label they lie in. `on_step(row)` is called after every optimizer step.
-    Seeded by `profile.seed`.
+    be told from its like. `regions`: for each image its boxes (schema.Box), [] where there is
+    nothing to box, None where nobody drew boxes; patches then also learn the label and the place
+    of the box they lie in. `on_step(row)` is called after every optimizer step. Seeded by
+    `profile.seed`.
 
     Returns (CLIPVisionModel in float32, rows with step, loss, region_loss, seconds).
     """
@@ -209,8 +209,7 @@ def _patch_labels(regions, count, vision):
 
     The last label index means background. Box edges are rounded to patch edges; a tiny box keeps
     one patch. Patches of images without annotation (None) are IGNORE_INDEX: a lesion that nobody
-    boxed is not background. Places are the cell of the 3 x 3 grid that holds the box's centre,
-    IGNORE_INDEX outside the boxes.
+    boxed is not background. Places are `Box.place`, IGNORE_INDEX outside the boxes.
     """
     labels = sorted({box.label for boxes in regions or [] for box in boxes or []})
     index = {label: number for number, label in enumerate(labels)}
@@ -228,11 +227,7 @@ def _patch_labels(regions, count, vision):
                 for low, high in ((box.y1, box.y2), (box.x1, box.x2))
             )
             marked[image, rows, columns] = index[box.label]
-            row, column = (
-                min(int((low + high) / 2 * PLACES_ACROSS), PLACES_ACROSS - 1)
-                for low, high in ((box.y1, box.y2), (box.x1, box.x2))
-            )
-            places[image, rows, columns] = PLACES_ACROSS * row + column
+            places[image, rows, columns] = box.place
     return marked.flatten(1), places.flatten(1), labels
 
 

@@ -58,8 +58,7 @@ def train(run: dict, dist, device: torch.device):
     """Train the stage that `run` describes, from where its last checkpoint left off."""
     import deepspeed
 
-    tuples = ("trainable", "subsets", "adam_betas")
-    stage = Stage(**run["stage"] | {name: tuple(run["stage"][name]) for name in tuples})
+    stage = Stage.from_dict(run["stage"])
     out, rank, world_size = Path(run["out"]), dist.get_rank(), dist.get_world_size()
 
     model, processor = weights.load_checkpoint(run["init"])
