@@ -11,7 +11,7 @@ from pathlib import Path
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 STAGES = ("shallow_alignment", "deep_alignment", "instruction_tuning")
-PRECISIONS = ("float32", "bf16")
+PRECISIONS = ("float32", "bf16", "fastest")  # fastest: what the processor is (model.kernels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class VisionConfig:
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
+    hidden_act: str = "quick_gelu"  # OpenAI's CLIP
 
     @property
     def num_patches(self) -> int:
@@ -281,19 +282,20 @@ def mini() -> Profile:
         max_steps=None,
         epochs=1.0,
         global_batch_size=16,
-        micro_batch_size=8,
+        micro_batch_size=4,
         max_length=384,
         warmup_ratio=0.05,
         weight_decay=0.01,
+        precision="fastest",
         zero_stage=2,
     )
     # From-scratch parts need far higher rates than the paper's pretrained ones.
     # The tower has the lowest: above it, a few hundred steps undo what contrast has taught it.
-    shallow = replace(shallow, max_steps=250, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
+    shallow = replace(shallow, max_steps=200, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 2e-3}
-    deep = replace(deep, max_steps=200, learning_rates=rates)
+    deep = replace(deep, max_steps=120, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=500, learning_rates=rates)
+    instruct = replace(instruct, max_steps=450, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -304,12 +306,13 @@ def mini() -> Profile:
             intermediate_size=512,
             num_hidden_layers=4,
             num_attention_heads=4,
+            hidden_act="gelu",  # quick_gelu is four passes over memory on a CPU
         ),
         text=TextConfig(
             pretrained="",
             vocab_size=3000,
-            hidden_size=192,
-            intermediate_size=512,
+            hidden_size=128,
+            intermediate_size=352,
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -318,12 +321,12 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=700,
+            vision_steps=450,
             vision_batch_size=64,
             vision_learning_rate=2e-3,
-            language_steps=1300,
+            language_steps=750,
             language_batch_size=16,
-            language_learning_rate=6e-3,
+            language_learning_rate=8e-3,
         ),
         stages=(shallow, deep, instruct),
         data=DataConfig(

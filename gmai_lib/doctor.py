@@ -75,7 +75,10 @@ def plan(found: dict, profile) -> list[dict]:
     `found` is `environment()`. A row whose `used` starts with "NOT" marks something that will
     refuse to run.
     """
+    from gmai_lib.model import kernels
+
     machine, devices, packages = found["machine"], found["devices"], found["packages"]
+    device_type = "cuda" if devices else "cpu"
     cores = machine["cores"]
     device = f"{len(devices)} x {devices[0]['name']}" if devices else "no CUDA device"
     ranks = min(profile.ranks, len(devices)) if devices else profile.ranks
@@ -93,8 +96,12 @@ def plan(found: dict, profile) -> list[dict]:
         },
         {
             "what": "precision",
-            "found": "bf16 in hardware" if _has_bf16(devices) else "bf16 without hardware support",
-            "used": ", ".join(sorted({s.precision for s in profile.stages})),
+            "found": "bf16 in hardware"
+            if kernels.has_bf16(device_type)
+            else "bf16 without hardware support",
+            "used": ", ".join(
+                sorted({kernels.precision(s.precision, device_type) for s in profile.stages})
+            ),
         },
         {
             "what": "vision tower and language model",
@@ -192,15 +199,6 @@ def main() -> int:
     missing = [n for n, v in found["packages"].items() if v is None]
     print(f"\nmissing: {', '.join(missing)}" if missing else "\neverything is there")
     return 1 if missing else 0
-
-
-def _has_bf16(devices: list[dict]) -> bool:
-    import torch
-
-    if devices:
-        return torch.cuda.is_bf16_supported()
-    path = Path("/proc/cpuinfo")
-    return path.is_file() and "bf16" in path.read_text()
 
 
 def _read_cgroup(name: str) -> str:

@@ -89,6 +89,8 @@ PLACES = (
     "lower right",
 )
 SIZES = ("small", "medium", "large")
+# A box centre this near to the middle (fraction of the width) is neither left nor right.
+MIDLINE = (0.42, 0.58)
 NO_FINDING = "no finding"
 
 
@@ -109,6 +111,14 @@ class Box:
         column = min(int((self.x1 + self.x2) / 2 * 3), 2)
         row = min(int((self.y1 + self.y2) / 2 * 3), 2)
         return 3 * row + column
+
+    @property
+    def side(self) -> str | None:
+        """Return "left" or "right" (of the image), None if the centre is near the midline."""
+        center = (self.x1 + self.x2) / 2
+        if MIDLINE[0] <= center <= MIDLINE[1]:
+            return None
+        return "left" if center < MIDLINE[0] else "right"
 
 
 @dataclass(frozen=True, kw_only=True)

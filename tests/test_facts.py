@@ -3,7 +3,7 @@
 import pytest
 from synthetic_records import blood_cells, box, nuclei, organs, phantom, record, text_only, tumor
 
-from gmai_lib.dataset.facts import box_of, extract, place_of, side_of, size_of
+from gmai_lib.dataset.facts import box_of, extract, place_of, size_of
 from gmai_lib.schema import NO_FINDING, PLACES
 
 
@@ -64,7 +64,7 @@ def test_incomplete_boxes_give_no_count():
     ("center", "side"), [(0.40, "left"), (0.42, None), (0.5, None), (0.58, None), (0.6, "right")]
 )
 def test_side_is_left_out_near_the_midline(center, side):
-    assert side_of(box("x", center - 0.04, 0.1, center + 0.04, 0.2)) == side
+    assert box("x", center - 0.04, 0.1, center + 0.04, 0.2).side == side
 
 
 def test_place_is_the_cell_of_the_center():

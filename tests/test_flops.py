@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gmai_lib import config
 from gmai_lib.config import PARTS, STAGES
-from gmai_lib.model import attention, chat, gmai_vl, standins
+from gmai_lib.model import chat, gmai_vl, kernels, standins
 from gmai_lib.training import flops
 from gmai_lib.training.packing import block_mask
 
@@ -23,7 +23,7 @@ def _counted(tokenizer, stage) -> dict[str, dict[str, int]]:
     """Forward and backward FLOPs per part, counted by torch while a mini model runs."""
     model = gmai_vl.from_profile(MINI, tokenizer)
     model.set_trainable(stage.trainable)
-    model.set_attn_implementation(attention.NAME)
+    model.set_attn_implementation(kernels.MATMUL)
     shape, patches = (PACKS, stage.max_length), MINI.vision.num_patches
     input_ids = torch.full(shape, 7)
     placeholder = tokenizer.convert_tokens_to_ids(chat.IMAGE_TOKEN)

@@ -6,7 +6,7 @@ from tiny_model import left_padded, picture, talk, tiny_model, tiny_profile, tin
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from gmai_lib import config
-from gmai_lib.model import attention, chat, gmai_vl, weights
+from gmai_lib.model import chat, gmai_vl, kernels, weights
 from gmai_lib.model.chat import IGNORE_INDEX
 from gmai_lib.training.packing import block_mask
 
@@ -158,7 +158,7 @@ def test_a_second_image_may_follow_on_the_cache(model, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", attention.NAME])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", kernels.MATMUL])
 def test_packed_rows_equal_unpacked_rows(model, tokenizer, implementation, kind):
     model.set_attn_implementation(implementation)
     patches = model.config.tokens_per_image

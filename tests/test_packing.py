@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_run import samples, tiny_profile
 
-from gmai_lib.model import attention, chat, gmai_vl, standins
+from gmai_lib.model import chat, gmai_vl, kernels, standins
 from gmai_lib.training.packing import block_mask, collate, deal, pack
 
 
@@ -83,7 +83,7 @@ def _loss_sum(model, packs, pad_token_id):
     return loss.item(), int((batch["labels"] != chat.IGNORE_INDEX).sum())
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", attention.NAME])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", kernels.MATMUL])
 def test_packed_loss_equals_unpacked(implementation):
     model, encoded, pad = _encoded(7)
     model.set_attn_implementation(implementation)

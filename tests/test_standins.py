@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_model import TEXTS, tiny_profile, tiny_tokenizer
+from tiny_model import TEXTS, talk, tiny_profile, tiny_tokenizer
 
 from gmai_lib.model import chat, standins
 from gmai_lib.schema import Box
@@ -131,14 +131,18 @@ def test_patch_labels_mark_boxes_and_ignore_what_nobody_boxed():
     def box(label, *edges):
         return Box(label=label, **dict(zip(("x1", "y1", "x2", "y2"), edges, strict=True)))
 
-    regions = [[box("b", 0, 0, 0.5, 0.25), box("a", 0.99, 0.99, 1, 1)], [], None]
-    marked, places, labels = standins._patch_labels(regions, 3, tiny_profile().vision)
+    corner = box("a", 0.99, 0.99, 1, 1)
+    regions = [[box("b", 0, 0, 0.5, 0.25), corner], [], None, [corner] * 5]
+    marked, attributes, labels = standins._patch_labels(regions, 4, tiny_profile().vision)
     assert labels == ["a", "b"]  # and 2 means background
     assert marked[0].view(4, 4).tolist() == [[1, 1, 2, 2], [2] * 4, [2] * 4, [2, 2, 2, 0]]
     assert marked[1].eq(2).all() and marked[2].eq(chat.IGNORE_INDEX).all()
-    boxed = places[0].view(4, 4)
-    assert boxed[0, :2].tolist() == [0, 0] and boxed[3, 3] == 8, "upper left and lower right"
-    assert places.ne(chat.IGNORE_INDEX).sum() == 3, "no place outside the boxes"
+    boxed = attributes.view(4, 4, 4, 3)
+    assert list(standins.ATTRIBUTES) == ["place", "side", "count"]
+    assert boxed[0, 0, :2].tolist() == [[0, 0, 0]] * 2, "upper left, left, one of its label"
+    assert boxed[0, 3, 3].tolist() == [8, 1, 0], "lower right, right, one"
+    assert boxed[3, 3, 3].tolist() == [8, 1, 3], "more than four count as four"
+    assert attributes.ne(chat.IGNORE_INDEX).all(-1).sum() == 4, "nothing outside the boxes"
 
 
 def test_images_without_annotation_give_no_region_loss():
@@ -164,7 +168,7 @@ def test_unequal_inputs_raise_with_the_numbers(tokenizer):
 
 def test_language_model_learns_the_next_token(tokenizer):
     lists = [tokenizer(text)["input_ids"] for text in TEXTS] * 20
-    documents = [{"input_ids": ids, "labels": ids} for ids in lists]
+    documents = [{"input_ids": ids, "labels": ids, "slots": []} for ids in lists]
     model, rows = standins.pretrain_language_model(quick_profile(), documents, tokenizer, length=32)
     assert rows[0]["loss"] == pytest.approx(np.log(600), abs=0.3)
     assert mean_loss(rows[-5:]) < 1.0
@@ -174,7 +178,7 @@ def test_language_model_learns_the_next_token(tokenizer):
 
 def test_too_little_text_raises(tokenizer):
     with pytest.raises(ValueError, match="3 tokens of text cannot fill one row of 256"):
-        documents = [{"input_ids": ids, "labels": ids} for ids in ([1, 2], [3])]
+        documents = [{"input_ids": ids, "labels": ids, "slots": []} for ids in ([1, 2], [3])]
         standins.pretrain_language_model(quick_profile(), documents, tokenizer)
 
 
@@ -229,17 +233,14 @@ def test_patch_tokens_of_the_layer_llava_reads_see_phantom_lesions():
     assert found / total > 0.4, f"{found} of {total}; guessing gives 0.11"
 
 
-def test_reading_conversations_put_the_facts_where_the_image_was():
-    facts = [{"kind": "modality", "value": "CT"}, {"kind": "department", "value": "oncology"}]
-    facts += [{"kind": "label", "value": "cyst"}, {"kind": "place", "value": "upper left"}]
-    turns = [{"role": "user", "content": "<image>\nWhat is it?"}]
-    turns += [{"role": "assistant", "content": "cyst"}]
-    rows = [{"id": str(n), "facts": facts, "conversations": turns} for n in range(200)]
-    shown = standins.reading_conversations(rows, seed=0)
-    first = [conversation[0]["content"] for conversation in shown]
-    assert shown == standins.reading_conversations(rows, seed=0)
-    assert not any(chat.IMAGE_TOKEN in text or "oncology" in text for text in first)
-    described = [text for text in first if text != "What is it?"]
-    assert 150 < len(described) < 200, "about one in ten keeps nothing"
-    assert all({"CT", "cyst", "upper"} <= set(text.split()) for text in described)
-    assert turns[0]["content"].startswith("<image>"), "the rows themselves stay as they are"
+def test_a_slot_is_one_token_of_a_document(tokenizer):
+    document = {
+        "conversations": talk("<image>\nWhat is it?", "cyst"),
+        "slots": [" ".join(TEXTS)[:20], "nodule"],
+    }
+    encoded = standins.encode_document(document, tokenizer)
+    image = tokenizer.convert_tokens_to_ids(chat.IMAGE_TOKEN)
+    assert encoded["input_ids"].count(image) == len(encoded["slots"]) == len(document["slots"])
+    assert tokenizer.decode(encoded["slots"][0]) == f" {document['slots'][0]}"
+    text = standins.encode_document({"conversations": talk("Hi", "Hello"), "slots": []}, tokenizer)
+    assert text["slots"] == [] and image not in text["input_ids"]

@@ -560,7 +560,7 @@ def test_same_seed_same_samples_in_any_order():
 
 
 def test_multiple_choice_has_one_right_option():
-    found = 0
+    found, kinds = 0, set()
     for number in range(200):
         made = phantom(number)
         values = {f.value for f in extract(made)}
@@ -570,10 +570,13 @@ def test_multiple_choice_has_one_right_option():
                 if options:
                     found += 1
                     assert len(options) == 4 and len(set(options.values())) == 4
-                    assert options[reply["content"]] in values
+                    by_letter = "letter" in user["content"]
+                    kinds.add(by_letter)
+                    said = reply["content"]
+                    assert (options[said] if by_letter else said) in values
                     truths = {f.value for f in extract(made) if f.kind != "absent"}
                     assert len(set(options.values()) & truths) == 1
-    assert found > 20
+    assert found > 20 and kinds == {True, False}, "a letter is asked for, or the text"
 
 
 @pytest.mark.parametrize("table", [phrases.QUESTIONS, phrases.REQUESTS, sentences.SENTENCES])
@@ -604,7 +607,9 @@ def test_question_and_answer_for_benchmarks():
     assert question("yes/no", "en", label="ulcer", form=0) == "Is there an ulcer? Answer briefly."
     assert question("count", "zh", label="nodule", form=0) == "图中有几个结节？请简短回答。"
     assert question("finding", "en", rng=random.Random(0), brief=False)[-1] in "?."
-    assert choices("Which?", ["x", "y"], "en") == "Which?\nA. x\nB. y\nAnswer with the letter."
+    shown = "Which?\nA. x\nB. y\nAnswer with the "
+    assert choices("Which?", ["x", "y"], "en", by_letter=True) == shown + "letter."
+    assert choices("Which?", ["x", "y"], "en", by_letter=False) == shown + "option."
     with pytest.raises(ValueError, match="unknown question kind 'colour'"):
         question("colour", "en", form=0)
     with pytest.raises(ValueError, match="needs `form` or `rng`"):

@@ -19,8 +19,6 @@ from gmai_lib.schema import PLACES, SIZES, Box, Fact, Record
 ANATOMY_TASKS = frozenset(
     ("organ recognition", "bone", "muscle", "blood vessels recognition", "nervous tissue")
 )
-# A box centre this near to the middle (fraction of the width) is neither left nor right.
-MIDLINE = (0.42, 0.58)
 # A box wider or higher than this covers cells of all three rows or columns: it has no place.
 WIDEST_PLACED = 2 / 3
 # Upper limits of "small" and "medium": box area as a fraction of the image area. A lesion whose
@@ -63,14 +61,6 @@ def place_of(box: Box) -> str | None:
     return PLACES[box.place]
 
 
-def side_of(box: Box) -> str | None:
-    """Return "left" or "right" (of the image), None if the centre is near the midline."""
-    center = (box.x1 + box.x2) / 2
-    if MIDLINE[0] <= center <= MIDLINE[1]:
-        return None
-    return "left" if center < MIDLINE[0] else "right"
-
-
 def size_of(box: Box) -> str:
     """Return small, medium or large by the box's share of the image area (`SIZE_LIMITS`)."""
     area = (box.x2 - box.x1) * (box.y2 - box.y1)
@@ -94,7 +84,7 @@ def _box_facts(record: Record) -> list[tuple[str, str, str]]:
     for label, box in named:
         if counts[label] != 1:
             continue
-        side, place = side_of(box), place_of(box)
+        side, place = box.side, place_of(box)
         found += [("side", side, label)] if side else []
         found += [("place", place, label)] if place else []
         found += [] if anatomy else [("size", size_of(box), label)]

@@ -11,6 +11,7 @@ BRIEF = {"en": "Answer briefly.", "zh": "请简短回答。"}
 LABEL = {"en": "Give the label.", "zh": "请给出标签。"}
 BOX = {"en": "Give the box.", "zh": "请给出边界框。"}
 LETTER = {"en": "Answer with the letter.", "zh": "请回答选项字母。"}
+OPTION = {"en": "Answer with the option.", "zh": "请回答选项内容。"}
 
 QUESTIONS = {
     "modality": {

@@ -2,7 +2,8 @@
 
 What follows a question tells the form of the answer: "Answer briefly." wants the bare value
 ("nodule", "upper left", "2", "yes"), "Give the label." `<ref>nodule</ref>`, "Give the box."
-`<ref>nodule</ref><box>[[0.18, 0.16, 0.50, 0.43]]</box>`, "Answer with the letter." a letter;
+`<ref>nodule</ref><box>[[0.18, 0.16, 0.50, 0.43]]</box>`, "Answer with the letter." a letter,
+"Answer with the option." its text;
 without any of these the answer is a sentence.
 
 Paper: figure 1 (`<ref>` and `<box>`).
@@ -115,10 +116,10 @@ def ref(page: Page, facts, by: str = "value") -> str:
     return ", ".join(f"<ref>{page.term(getattr(f, by))}</ref>" for f in facts)
 
 
-def choices(text: str, options: list[str], language: str) -> str:
-    """Return `text` with lettered options and the request for a letter."""
+def choices(text: str, options: list[str], language: str, *, by_letter: bool) -> str:
+    """Return `text` with lettered options and the request for a letter or for the option's text."""
     lines = [f"{letter}. {option}" for letter, option in zip("ABCDEFGH", options, strict=False)]
-    return "\n".join((text, *lines, phrases.LETTER[language]))
+    return "\n".join((text, *lines, (phrases.LETTER if by_letter else phrases.OPTION)[language]))
 
 
 def _yes_no(page: Page, kind: str, brief: bool) -> str:

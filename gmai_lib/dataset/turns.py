@@ -24,6 +24,9 @@ DISTINCT_ORGANS = (
     "lung", "liver", "brain", "knee", "hand", "breast", "thyroid", "retina", "skin", "colon",
     "stomach",
 )  # fmt: skip
+LETTER_SHARE = 0.5  # of the questions with options; the others want the option's text
+# How often practice asks for a value; what is harder to find comes more often.
+READING_WEIGHTS = {"modality": 0.5, "organ": 0.5, "side": 1.0, "place": 2.5, "count": 1.5}
 _IMAGE_MODALITIES = tuple(m for m in MODALITIES if m != "text")
 
 Turn = tuple[str, str]  # what the user asks, what the assistant answers
@@ -69,6 +72,42 @@ def instruct_turns(page: Page) -> list[Turn]:
         if len(turns) + len(block) <= most:
             turns += block
     rng.shuffle(turns)
+    return turns
+
+
+def reading_turns(page: Page, *, number: int, repeat: bool) -> list[Turn]:
+    """Return up to `number` brief turns whose answers have to be looked up in the facts.
+
+    Practice for a language model. With `repeat` kinds come again, in other words: to find the
+    earlier question is the easiest use of looking back, and a model that has learned it soon
+    compares a question with the facts, too. Without, no answer gives another away.
+    """
+    rng, labels, kinds = page.rng, page.of("label"), {}
+    for kind, weight in READING_WEIGHTS.items():
+        if _askable(page, kind):
+            kinds[kind] = weight
+    if 0 < len(labels) <= MOST_LABELS:
+        kinds[_label_kind(labels)] = 2.0
+    yes_no = dict(zip(("yes", "no"), _yes_no_candidates(page), strict=True))
+    if all(yes_no.values()):
+        kinds |= {"yes": 2.5, "no": 2.5}
+    kinds["choice"] = 1.5
+    if repeat:
+        drawn = rng.choices(list(kinds), list(kinds.values()), k=number)
+    else:
+        drawn = sorted(kinds, key=lambda kind: rng.random() ** (1 / kinds[kind]), reverse=True)
+    turns = []
+    for kind in drawn[:number]:
+        if kind in yes_no:
+            turns.append(_yes_no_turn(page, yes_no[kind], kind))
+        elif kind == "choice":
+            turns += [turn for turn in [_choice_turn(page)] if turn]
+        elif kind in ("label", "labels"):
+            turns.append(_brief(page, kind, labels))
+        else:
+            fact = rng.choice(_askable(page, kind))
+            called = _called(page, fact.label) if fact.label else ""
+            turns.append(_brief(page, kind, fact, called))
     return turns
 
 
@@ -156,6 +195,14 @@ def _fact_turns(page: Page, *, listing: bool = True) -> list[tuple[float, list[T
 
 def _yes_no_pair(page: Page) -> list[Turn]:
     """Return one question whose answer is yes and one whose answer is no, or nothing."""
+    yes, no = _yes_no_candidates(page)
+    if not yes or not no:
+        return []
+    return [_yes_no_turn(page, yes, "yes"), _yes_no_turn(page, no, "no")]
+
+
+def _yes_no_candidates(page: Page) -> tuple[list, list]:
+    """Return what may be asked so that the answer is yes, and so that it is no."""
     rng = page.rng
     labels, absent = page.of("label"), page.of("absent")
     positive = [f for f in labels if f.value not in NEGATIVE_LABELS]
@@ -174,9 +221,7 @@ def _yes_no_pair(page: Page) -> list[Turn]:
                 other = rng.choice([value for value in values if value != fact.value])
                 yes.append((0.5 if yes else 4, f"is_{kind}", fact))
                 no.append((0.5 if no else 4, f"is_{kind}", Fact(id="", kind=kind, value=other)))
-    if not yes or not no:
-        return []
-    return [_yes_no_turn(page, yes, "yes"), _yes_no_turn(page, no, "no")]
+    return yes, no
 
 
 def _yes_no_turn(page: Page, candidates: list, said: str) -> Turn:
@@ -215,7 +260,7 @@ def _long_turn(page: Page) -> Turn | None:
 
 
 def _choice_turn(page: Page) -> Turn | None:
-    """A four-option question on modality, organ, place or finding; the answer is a letter."""
+    """A four-option question on modality, organ, place or finding."""
     rng, labels, pools = page.rng, page.of("label"), []
     if len(labels) == 1 and is_finding(labels[0].value):
         others = [NO_FINDING] if labels[0].value not in NEGATIVE_LABELS else []
@@ -232,4 +277,6 @@ def _choice_turn(page: Page) -> Turn | None:
     rng.shuffle(options)
     asked = _ask(page, kind, fact.label, "sentence")
     shown = [page.term(option) for option in options]
-    return choices(asked, shown, page.language), "ABCD"[options.index(fact.value)]
+    by_letter = rng.random() < LETTER_SHARE
+    said = "ABCD"[options.index(fact.value)] if by_letter else page.term(fact.value)
+    return choices(asked, shown, page.language, by_letter=by_letter), said

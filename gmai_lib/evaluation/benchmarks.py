@@ -246,7 +246,8 @@ class _Draft:
             options = tuple(dict.fromkeys(translate(name, language) for name in names))
             said, accepted = translate(self.fact.value, language), ()
             if self.choices:
-                text = writers.choices(text, list(options), language)
+                # The text of an option: to name its letter is a skill the mini model lacks.
+                text = writers.choices(text, list(options), language, by_letter=False)
                 said = "ABCDEFGH"[options.index(said)]
         return Item(
             id=identifier,

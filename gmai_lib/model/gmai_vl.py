@@ -272,7 +272,7 @@ def part_of(parameter_name: str) -> str:
 def vision_config(profile) -> CLIPVisionConfig:
     """transformers' configuration of the profile's vision tower."""
     names = ("image_size", "patch_size", "hidden_size", "intermediate_size")
-    names += ("num_hidden_layers", "num_attention_heads")
+    names += ("num_hidden_layers", "num_attention_heads", "hidden_act")
     return CLIPVisionConfig(**{name: getattr(profile.vision, name) for name in names})
 
 

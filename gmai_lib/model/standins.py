@@ -14,9 +14,10 @@ Shape letters: B images, P patches, D tower width, E embedding width, T tokens o
 """
 
 import math
-import random
 import re
 import time
+from collections import Counter
+from contextlib import nullcontext
 from itertools import chain
 
 import torch
@@ -25,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast
 
-from gmai_lib.model import attention
+from gmai_lib.model import chat, kernels
 from gmai_lib.model.chat import (
     GROUNDING_TOKENS,
     IGNORE_INDEX,
@@ -35,7 +36,7 @@ from gmai_lib.model.chat import (
     normalize_pixels,
     token_entry,
 )
-from gmai_lib.model.gmai_vl import text_config, vision_config
+from gmai_lib.model.gmai_vl import splice_image_features, text_config, vision_config
 from gmai_lib.schema import PLACES
 
 PAD_TOKEN = "<|pad|>"
@@ -43,10 +44,11 @@ MOST_TEXTS = 20_000  # evenly spaced, that the tokenizer learns from; more chang
 EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
 REGION_WEIGHT = 5.0  # of the region term against the contrastive one
 BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
-# Kinds of facts that stand for an image where the language model reads.
-DESCRIBED = ("modality", "organ", "label", "place")
-QUESTION_SHARE = 0.1  # of the tokens outside the answers, in language pretraining
+QUESTION_SHARE = 0.02  # of the tokens outside the answers, in language pretraining
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
+# What a patch in a box tells beside the label, and how many values it has: the side is left,
+# right or neither; a count is of the boxes of one label in the image, 4 and more are one.
+ATTRIBUTES = {"place": len(PLACES), "side": 3, "count": 4}
 
 # What one BPE word may be, tried from left to right: a box coordinate ("0.18"), one digit, the
 # separator between two coordinates, a word with its leading blank, punctuation, white space.
@@ -110,7 +112,7 @@ class _ContrastivePair(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.region_norm = nn.LayerNorm(width)
         self.region_head = nn.Linear(width, num_labels + 1)  # the last one is background
-        self.place_head = nn.Linear(width, len(PLACES))
+        self.attribute_heads = nn.ModuleList(nn.Linear(width, n) for n in ATTRIBUTES.values())
 
     def patches(self, images):
         """Encode (B, 3, S, S) uint8 to patch tokens (B, P, D) of the last two layers."""
@@ -149,7 +151,7 @@ def pretrain_vision_tower(
     ]
     same_caption = {text: number for number, text in enumerate(captions)}
     caption_ids = torch.tensor([same_caption[text] for text in captions])
-    patch_labels, patch_places, labels = _patch_labels(regions, len(images), profile.vision)
+    patch_labels, attributes, labels = _patch_labels(regions, len(images), profile.vision)
     pair = _ContrastivePair(profile, len(tokenizer), len(labels))
     _initialise(pair.tower, images, profile.vision)
     batches = _batches(groups, len(images), settings.vision_batch_size, generator)
@@ -160,7 +162,7 @@ def pretrain_vision_tower(
         loss = _contrastive_loss(pair, last, [tokens[i] for i in chosen], caption_ids[chosen])
         region = torch.zeros(())
         if labels:
-            region = _region_loss(pair, inner, patch_labels[chosen], patch_places[chosen])
+            region = _region_loss(pair, inner, patch_labels[chosen], attributes[chosen])
         row = {"loss": loss.item(), "region_loss": region.item()}
         return loss + REGION_WEIGHT * region, row
 
@@ -185,8 +187,8 @@ def _contrastive_loss(pair, patches, tokens, caption_ids):
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
-def _region_loss(pair, patches, patch_labels, patch_places):
-    """Cross-entropy of the box label (or background) at every patch, and of the box's place.
+def _region_loss(pair, patches, patch_labels, attributes):
+    """Cross-entropy of the box label (or background) at every patch, and of ATTRIBUTES in boxes.
 
     The patches are those of the layer LLaVA reads. A caption says "nodule upper left": with the
     place at the patch itself, a projector that sees one patch at a time can translate it.
@@ -198,27 +200,30 @@ def _region_loss(pair, patches, patch_labels, patch_places):
     total = F.cross_entropy(logits, targets, weight, ignore_index=IGNORE_INDEX, reduction="sum")
     known = targets[targets != IGNORE_INDEX]
     loss = total / weight[known].sum().clamp(min=1)  # 0 where no image of the batch has boxes
-    boxed = patch_places != IGNORE_INDEX
+    boxed = attributes[..., 0] != IGNORE_INDEX
     if boxed.any():
-        loss = loss + F.cross_entropy(pair.place_head(patches[boxed]).float(), patch_places[boxed])
+        inside, values = patches[boxed], attributes[boxed]
+        for number, head in enumerate(pair.attribute_heads):
+            loss = loss + F.cross_entropy(head(inside).float(), values[:, number])
     return loss
 
 
 def _patch_labels(regions, count, vision):
-    """Return per patch the index of its box's label and place, both (N, P), and the labels.
+    """Return per patch the index of its box's label (N, P), its ATTRIBUTES (N, P, 3), the labels.
 
     The last label index means background. Box edges are rounded to patch edges; a tiny box keeps
     one patch. Patches of images without annotation (None) are IGNORE_INDEX: a lesion that nobody
-    boxed is not background. Places are `Box.place`, IGNORE_INDEX outside the boxes.
+    boxed is not background. Attributes are IGNORE_INDEX outside the boxes.
     """
     labels = sorted({box.label for boxes in regions or [] for box in boxes or []})
     index = {label: number for number, label in enumerate(labels)}
     grid = vision.image_size // vision.patch_size
     marked = torch.full((count, grid, grid), len(labels))
-    places = torch.full((count, grid, grid), IGNORE_INDEX)
+    attributes = torch.full((count, grid, grid, len(ATTRIBUTES)), IGNORE_INDEX)
     for image, boxes in enumerate(regions or []):
         if boxes is None:
             marked[image] = IGNORE_INDEX
+        numbers = Counter(box.label for box in boxes or [])
         for box in boxes or []:
             rows, columns = (
                 slice(
@@ -227,8 +232,10 @@ def _patch_labels(regions, count, vision):
                 for low, high in ((box.y1, box.y2), (box.x1, box.x2))
             )
             marked[image, rows, columns] = index[box.label]
-            places[image, rows, columns] = box.place
-    return marked.flatten(1), places.flatten(1), labels
+            side = ("left", "right", None).index(box.side)
+            values = (box.place, side, min(numbers[box.label], 4) - 1)
+            attributes[image, rows, columns] = torch.tensor(values)
+    return marked.flatten(1), attributes.flatten(1, 2), labels
 
 
 @torch.no_grad()
@@ -267,39 +274,24 @@ def _batches(groups, count, size, generator):
         yield pool[torch.randint(len(pool), (size,), generator=generator)]
 
 
-def reading_conversations(rows, *, seed: int) -> list[list[dict]]:
-    """Return the conversations of sample rows with words where the image would be.
+def encode_document(document: dict, tokenizer) -> dict:
+    """Tokenise {"conversations", "slots"} as dataset.practice writes them.
 
-    A language model that has read the web answers questions about a description it is given;
-    one trained on answers alone never looks back at what precedes the question, and a projector
-    then has nothing to talk to. So the image is replaced by the facts as a shuffled list of
-    words, some of them repeated, much as patch tokens will repeat them later. One in ten
-    conversations keeps nothing in its place. Text-only rows stay as they are.
-
-    `rows`: dicts with id, conversations and facts, as in the Parquet shards.
+    Returns chat.encode's input_ids and labels, with one `<image>` id per slot, and "slots": the
+    token ids of every slot.
     """
-    shown = []
-    for row in rows:
-        rng = random.Random(f"{seed}|{row['id']}")
-        words = [f["value"] for f in row["facts"] if f["kind"] in DESCRIBED]
-        words += words[:2] * rng.randint(0, 4) + words[2:] * rng.randint(0, 3)
-        rng.shuffle(words)
-        words += [f["value"] for f in row["facts"] if f["kind"] == "count"][:1]
-        description = " ".join(words) + "\n" if rng.random() < 0.9 else ""
-        shown.append(
-            [
-                turn | {"content": turn["content"].replace(f"{IMAGE_TOKEN}\n", description)}
-                for turn in row["conversations"]
-            ]
-        )
-    return shown
+    slots = document["slots"]
+    encoded = chat.encode(document["conversations"], tokenizer, max(len(slots), 1))
+    words = [f" {text}" for text in slots]  # with the blank that words in a sentence have
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"] if slots else []
+    return encoded | {"slots": ids}
 
 
 def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, length: int = 256):
     """Pretrain a Llama-layout language model on next-token prediction.
 
-    `documents`: what chat.encode returns, one per conversation; they are joined in a seeded order
-    into rows of `length` tokens. All of the answers are learned, and of the rest a random
+    `documents`: what `encode_document` returns, one per conversation; they are joined in a seeded
+    order into rows of `length` tokens. All of the answers are learned, and of the rest a random
     QUESTION_SHARE: which question comes next is chance, and there are four times as many tokens.
 
     Returns (LlamaForCausalLM in float32, rows with step, loss, seconds).
@@ -315,15 +307,28 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
     if len(ids) < length:
         raise ValueError(f"{len(ids)} tokens of text cannot fill one row of {length}")
     count = len(ids) // length
-    rows = ids[: count * length].view(count, length)
-    answers = labels[: count * length].view(count, length) != IGNORE_INDEX
+    ids, labels = ids[: count * length], labels[: count * length]
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    is_slot = ids == image_token_id
+    slots = list(chain.from_iterable(documents[i]["slots"] for i in order))
+    slot_of = (is_slot.cumsum(0) - 1).view(count, length)  # the number of the slot at a position
+    rows, is_slot = ids.view(count, length), is_slot.view(count, length)
+    answers = labels.view(count, length) != IGNORE_INDEX
     model = AutoModelForCausalLM.from_config(text_config(profile, tokenizer))
 
     def loss_of(step):
         chosen = torch.randint(len(rows), (settings.language_batch_size,), generator=generator)
-        hidden = model.model(input_ids=rows[chosen], use_cache=False).last_hidden_state[:, :-1]
+        embeddings = model.get_input_embeddings()(rows[chosen])
+        shown = [slots[i] for i in slot_of[chosen][is_slot[chosen]].tolist()]
+        if shown:
+            offsets = torch.tensor([0] + [len(words) for words in shown[:-1]]).cumsum(0)
+            words = torch.tensor(list(chain.from_iterable(shown)))
+            weight = model.get_input_embeddings().weight
+            features = F.embedding_bag(words, weight, offsets, mode="sum")[:, None]
+            embeddings = splice_image_features(embeddings, features, rows[chosen], image_token_id)
+        hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
         drawn = torch.rand(len(chosen), length - 1, generator=generator) < QUESTION_SHARE
-        learned = answers[chosen][:, 1:] | drawn
+        learned = answers[chosen][:, 1:] | (drawn & ~is_slot[chosen][:, 1:])
         logits = model.lm_head(hidden[learned]).float()
         loss = F.cross_entropy(logits, rows[chosen][:, 1:][learned])
         return loss, {"loss": loss.item()}
@@ -336,14 +341,15 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
 
 
 def _train(model, steps, learning_rate, loss_of, on_step):
-    """Run the optimizer in bf16 with warm-up and cosine decay; return one row per step.
+    """Run the optimizer with warm-up and cosine decay, in bf16 where that is the faster one.
 
-    Muon moves the matrices of the blocks, AdamW everything else: from scratch, this reaches the
-    same loss in about half of the steps.
+    Returns one row per step. Muon moves the matrices of the blocks, AdamW everything else: from
+    scratch, this reaches the same loss in about half of the steps.
     """
+    precision = kernels.precision("fastest", "cpu")
     for module in model.modules():
         if hasattr(module, "set_attn_implementation"):
-            module.set_attn_implementation(attention.for_device("cpu"))
+            module.set_attn_implementation(kernels.attention("cpu", precision))
     model.train()
     matrices, others = [], []
     for name, parameter in model.named_parameters():
@@ -358,7 +364,7 @@ def _train(model, steps, learning_rate, loss_of, on_step):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * factor
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
             loss, row = loss_of(step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

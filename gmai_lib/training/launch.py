@@ -54,7 +54,7 @@ def run_stage(
     `on_metrics` is called with every line of metrics.jsonl, lines of before a resume or of a
     reused stage included; without it a progress bar is shown. Returns steps, final_loss (mean
     of the last ten steps), seconds, tokens, tokens_per_s, images, resumed_from (0 = from the
-    start), world_size, device, peak_rss_gib (of rank 0), samples (counts), reused.
+    start), world_size, device, precision, peak_rss_gib (of rank 0), samples (counts), reused.
 
     Raises RuntimeError with the last lines of the log if a process fails. On KeyboardInterrupt
     every process is stopped; the next call resumes.

@@ -21,13 +21,14 @@ import shutil
 import threading
 import time
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
 from gmai_lib.config import PARTS, Stage
-from gmai_lib.model import attention, weights
+from gmai_lib.model import kernels, weights
 from gmai_lib.model.gmai_vl import part_of
 from gmai_lib.outputs import read_json, write_json
 from gmai_lib.training import launch, loader
@@ -59,16 +60,17 @@ def train(run: dict, dist, device: torch.device):
     import deepspeed
 
     stage = Stage.from_dict(run["stage"])
+    stage = replace(stage, precision=kernels.precision(stage.precision, device.type))
     out, rank, world_size = Path(run["out"]), dist.get_rank(), dist.get_world_size()
 
     model, processor = weights.load_checkpoint(run["init"])
     before = part_hashes(model) if rank == 0 else None
     model.set_trainable(stage.trainable)
-    model.set_attn_implementation(attention.for_device(device.type))
+    model.set_attn_implementation(kernels.attention(device.type, stage.precision))
     if stage.precision == "float32":
         model.float()
     if rank == 0:
-        print(f"{stage.name}: {model.parameter_table()}", flush=True)
+        print(f"{stage.name} in {stage.precision}: {model.parameter_table()}", flush=True)
     engine, *_ = deepspeed.initialize(
         model=model.train(),
         model_parameters=parameter_groups(model, stage),
@@ -300,6 +302,7 @@ class _Log:
 
     def __init__(self, out: Path, first: int, max_steps: int, stage: Stage):
         self.max_steps, self.rates = max_steps, stage.learning_rates
+        self.precision = stage.precision
         self.path = out / "metrics.jsonl"
         self.rows = launch.keep_metrics(self.path, first)
 
@@ -340,6 +343,7 @@ class _Log:
             "resumed_from": first,
             "world_size": world_size,
             "device": str(device.type),
+            "precision": self.precision,
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         }
 

@@ -1,0 +1,66 @@
+"""Reading practice: images made of words, and questions that they answer."""
+
+from collections import Counter
+from dataclasses import asdict
+
+from gmai_lib.dataset import practice
+from gmai_lib.schema import Fact
+
+FACTS = [
+    Fact(id=f"f{n}", kind=kind, value=value, label=label)
+    for n, (kind, value, label) in enumerate(
+        [
+            ("modality", "CT", ""),
+            ("department", "oncology", ""),
+            ("organ", "liver", ""),
+            ("label", "cyst", ""),
+            ("absent", "mass", ""),
+            ("box", "0.10 0.10 0.25 0.25", "cyst"),
+            ("side", "left", "cyst"),
+            ("place", "upper left", "cyst"),
+            ("count", "1", "cyst"),
+        ]
+    )
+]
+
+
+def test_slots_stand_where_the_image_was():
+    turns = [{"role": "user", "content": "<image>\nWhat is it?"}]
+    turns += [{"role": "assistant", "content": "cyst"}]
+    facts = [asdict(fact) for fact in FACTS]
+    rows = [{"id": str(n), "facts": facts, "conversations": turns} for n in range(200)]
+    documents = practice.with_slots(rows, seed=0)
+    assert documents == practice.with_slots(rows, seed=0)
+    for document in documents:
+        shown = practice.IMAGE in document["conversations"][0]["content"]
+        assert shown == bool(document["slots"])
+    slots = [document["slots"] for document in documents if document["slots"]]
+    assert 150 < len(slots) < 200, "about one in ten keeps nothing"
+    assert {text for texts in slots for text in texts} == {"CT liver", "cyst upper left left 1"}
+    assert all(1 <= texts.count("cyst upper left left 1") <= 2 for texts in slots)
+    assert turns[0]["content"].startswith("<image>"), "the rows themselves stay as they are"
+    rows = [{"id": "t", "facts": facts, "conversations": [{"role": "user", "content": "Hello"}]}]
+    assert practice.with_slots(rows, seed=0)[0]["slots"] == [], "text has no image"
+
+
+def test_practice_asks_only_what_the_slots_answer():
+    facts = [asdict(fact) for fact in FACTS]
+    rows = [{"id": str(n), "facts": facts, "language": "en"} for n in range(300)]
+    documents = practice.reading_practice(rows, seed=0)
+    assert documents == practice.reading_practice(rows, seed=0)
+    assert documents != practice.reading_practice(rows, seed=1)
+    yes_no = Counter()
+    for document in documents:
+        turns = document["conversations"]
+        assert 2 <= len(turns) <= 20 and document["slots"]
+        for asked, said in zip(turns[::2], turns[1::2], strict=True):
+            asked, said = asked["content"], said["content"]
+            if said in ("yes", "no"):
+                yes_no[said] += 1
+                assert "cyst" not in asked or said == "yes"
+                assert "mass" not in asked or said == "no"
+            elif "letter" in asked:
+                assert said in "ABCD" and f"\n{said}. " in asked
+            else:
+                assert said in ("CT", "liver", "cyst", "upper left", "left", "1")
+    assert 0.4 < yes_no["yes"] / yes_no.total() < 0.6
