@@ -324,7 +324,7 @@ def mini() -> Profile:
             vision_steps=450,
             vision_batch_size=64,
             vision_learning_rate=2e-3,
-            language_steps=750,
+            language_steps=800,
             language_batch_size=16,
             language_learning_rate=8e-3,
         ),

@@ -37,7 +37,7 @@ def test_slots_stand_where_the_image_was():
     slots = [document["slots"] for document in documents if document["slots"]]
     assert 150 < len(slots) < 200, "about one in ten keeps nothing"
     assert {text for texts in slots for text in texts} == {"CT liver", "cyst upper left left 1"}
-    assert all(1 <= texts.count("cyst upper left left 1") <= 2 for texts in slots)
+    assert all(1 <= texts.count("cyst upper left left 1") <= 3 for texts in slots)
     assert turns[0]["content"].startswith("<image>"), "the rows themselves stay as they are"
     rows = [{"id": "t", "facts": facts, "conversations": [{"role": "user", "content": "Hello"}]}]
     assert practice.with_slots(rows, seed=0)[0]["slots"] == [], "text has no image"

@@ -66,7 +66,7 @@ def with_slots(rows, *, seed: int) -> list[dict]:
 
 
 def _slots(facts: tuple[Fact, ...], rng: random.Random) -> list[str]:
-    """Texts that stand for patches: one or two for every box among those of the background."""
+    """Texts that stand for patches: a few for every box among those of the background."""
     everywhere = [f.value for f in facts if f.kind in ("modality", "organ")]
     boxes, slots = [f for f in facts if f.kind == "box"], []
     if not boxes:
@@ -75,7 +75,7 @@ def _slots(facts: tuple[Fact, ...], rng: random.Random) -> list[str]:
     for fact in boxes[:MOST_BOXED]:
         box = box_of(fact)
         words = (fact.label, place_of(box), box.side, counts.get(fact.label))
-        slots += [" ".join(filter(None, words))] * rng.randint(1, 2)
-    slots += [" ".join(everywhere)] * rng.randint(4, 16)
+        slots += [" ".join(filter(None, words))] * rng.randint(1, 3)
+    slots += [" ".join(everywhere)] * rng.randint(4, 60)  # as many as an image has patches
     rng.shuffle(slots)
     return slots
