@@ -13,10 +13,9 @@ import random
 
 from gmai_lib.dataset.describe import Page
 from gmai_lib.dataset.facts import box_of, place_of
-from gmai_lib.dataset.turns import reading_turns
+from gmai_lib.dataset.turns import IMAGE, conversation, reading_turns
 from gmai_lib.schema import Fact
 
-IMAGE = "<image>"
 MOST_BOXED = 6  # boxes of an image that are asked about
 
 
@@ -36,13 +35,8 @@ def reading_practice(rows, *, seed: int) -> list[dict]:
         page = Page(tuple(Fact(**fact) for fact in row["facts"]), row["language"], rng)
         repeat = rng.random() < 0.5
         turns = reading_turns(page, number=10 if repeat else 5, repeat=repeat)
-        messages = [
-            {"role": role, "content": text}
-            for turn in turns
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        if messages:
-            messages[0]["content"] = f"{IMAGE}\n{messages[0]['content']}"
+        if turns:
+            messages = conversation(turns, pictured=True)
             documents.append({"conversations": messages, "slots": _slots(page.facts, rng)})
     return documents
 

@@ -29,7 +29,21 @@ LETTER_SHARE = 0.5  # of the questions with options; the others want the option'
 READING_WEIGHTS = {"modality": 0.5, "organ": 0.5, "side": 1.0, "place": 2.5, "count": 1.5}
 _IMAGE_MODALITIES = tuple(m for m in MODALITIES if m != "text")
 
+IMAGE = "<image>"  # where the image goes
+
 Turn = tuple[str, str]  # what the user asks, what the assistant answers
+
+
+def conversation(turns: list[Turn], *, pictured: bool) -> list[dict]:
+    """Return `turns` as messages {"role", "content"}; `pictured` puts an image before the first."""
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    if pictured and messages:
+        messages[0]["content"] = f"{IMAGE}\n{messages[0]['content']}"
+    return messages
 
 
 def percept_turns(page: Page) -> list[Turn]:
@@ -66,9 +80,8 @@ def instruct_turns(page: Page) -> list[Turn]:
     most, turns = rng.randint(6, 8), []
     if rng.random() < 0.4 and (special := _long_turn(page)):
         turns.append(special)
-    # Weighted drawing without replacement: the kinds that need a closer look come more often.
-    blocks.sort(key=lambda block: rng.random() ** (1 / block[0]), reverse=True)
-    for _, block in blocks:
+    # The kinds that need a closer look come more often.
+    for block in _weighted_order(blocks, rng):
         if len(turns) + len(block) <= most:
             turns += block
     rng.shuffle(turns)
@@ -82,10 +95,8 @@ def reading_turns(page: Page, *, number: int, repeat: bool) -> list[Turn]:
     earlier question is the easiest use of looking back, and a model that has learned it soon
     compares a question with the facts, too. Without, no answer gives another away.
     """
-    rng, labels, kinds = page.rng, page.of("label"), {}
-    for kind, weight in READING_WEIGHTS.items():
-        if _askable(page, kind):
-            kinds[kind] = weight
+    rng, labels = page.rng, page.of("label")
+    kinds = {kind: weight for kind, weight in READING_WEIGHTS.items() if _askable(page, kind)}
     if 0 < len(labels) <= MOST_LABELS:
         kinds[_label_kind(labels)] = 2.0
     yes_no = dict(zip(("yes", "no"), _yes_no_candidates(page), strict=True))
@@ -95,13 +106,14 @@ def reading_turns(page: Page, *, number: int, repeat: bool) -> list[Turn]:
     if repeat:
         drawn = rng.choices(list(kinds), list(kinds.values()), k=number)
     else:
-        drawn = sorted(kinds, key=lambda kind: rng.random() ** (1 / kinds[kind]), reverse=True)
+        drawn = _weighted_order([(weight, kind) for kind, weight in kinds.items()], rng)
     turns = []
     for kind in drawn[:number]:
         if kind in yes_no:
             turns.append(_yes_no_turn(page, yes_no[kind], kind))
         elif kind == "choice":
-            turns += [turn for turn in [_choice_turn(page)] if turn]
+            if turn := _choice_turn(page):
+                turns.append(turn)
         elif kind in ("label", "labels"):
             turns.append(_brief(page, kind, labels))
         else:
@@ -109,6 +121,12 @@ def reading_turns(page: Page, *, number: int, repeat: bool) -> list[Turn]:
             called = _called(page, fact.label) if fact.label else ""
             turns.append(_brief(page, kind, fact, called))
     return turns
+
+
+def _weighted_order(weighted: list, rng) -> list:
+    """Return the second of (weight, item) pairs as if drawn by weight without replacement."""
+    drawn = sorted(weighted, key=lambda pair: rng.random() ** (1 / pair[0]), reverse=True)
+    return [item for _, item in drawn]
 
 
 def report_turns(page: Page, report: str, *, single: bool) -> list[Turn]:

@@ -16,7 +16,13 @@ from gmai_lib.dataset import phrases
 from gmai_lib.dataset.describe import Page, describe, describe_region
 from gmai_lib.dataset.lexicon import LEXICON
 from gmai_lib.dataset.questions import answer, choices, question
-from gmai_lib.dataset.turns import Turn, instruct_turns, percept_turns, report_turns
+from gmai_lib.dataset.turns import (
+    Turn,
+    conversation,
+    instruct_turns,
+    percept_turns,
+    report_turns,
+)
 from gmai_lib.schema import Fact, Record, Sample
 
 __all__ = ["LEXICON", "TemplateWriter", "answer", "choices", "cut", "question"]
@@ -99,11 +105,7 @@ class TemplateWriter:
 
     def _sample(self, record, page: Page, subset: str, turns: list[Turn], number: int) -> Sample:
         pictured = subset in ("caption", "percept", "instruct")
-        conversations = []
-        for i, (asked, said) in enumerate(turns):
-            asked = f"<image>\n{asked}" if pictured and i == 0 else asked
-            conversations.append({"role": "user", "content": asked})
-            conversations.append({"role": "assistant", "content": said})
+        conversations = conversation(turns, pictured=pictured)
         shared = {name: getattr(record, name) for name in _SHARED}
         if not pictured:  # these describe a picture that the sample does not have
             shared |= {"modality": "text", "task": "text QA", "width": 0, "height": 0}
