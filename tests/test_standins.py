@@ -49,6 +49,29 @@ def test_decoding_gives_the_text_back(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+def test_a_term_is_one_token_wherever_it_stands():
+    terms = ["upper left", "nodule", "no", "foreign body", "左上部", "结节"]
+    tokenizer = standins.train_tokenizer([*TEXTS, "no nodule in the upper left 结节"], 600, terms)
+    assert max(tokenizer.get_vocab().values()) < 600
+
+    def pieces(text):
+        return [tokenizer.decode(token) for token in tokenizer(text)["input_ids"]]
+
+    assert pieces("upper left") == ["upper left"] and pieces("nodule") == ["nodule"]
+    assert pieces("no nodule")[0] == "no" and pieces("no nodule")[-1] == "nodule"
+    assert pieces("<ref>foreign body</ref>") == ["<ref>", "foreign body", "</ref>"]
+    assert {"左上部", "结节"} <= set(pieces("图像左上部有一个结节。"))
+    for text in ("nodules", "note", "the upper lefty"):
+        assert not set(terms) & set(pieces(text)), "a term is no part of a longer word"
+    for text in ("A nodule, upper left.", "没有结节", "foreign body 1"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_terms_must_leave_room_for_bytes_and_coordinates():
+    with pytest.raises(ValueError, match=r"500 terms .* 700"):
+        standins.train_tokenizer(TEXTS, 700, [f"term {number}" for number in range(500)])
+
+
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 PLACES = {"upper left": (0, 0), "upper right": (0, 8), "lower left": (8, 0), "lower right": (8, 8)}
 
@@ -169,15 +192,41 @@ def test_unequal_inputs_raise_with_the_numbers(tokenizer):
 def test_language_model_learns_the_next_token(tokenizer):
     lists = [tokenizer(text)["input_ids"] for text in TEXTS] * 20
     documents = [{"input_ids": ids, "labels": ids, "slots": []} for ids in lists]
-    model, rows = standins.pretrain_language_model(quick_profile(), documents, tokenizer, length=32)
+    model, rows = standins.pretrain_language_model(quick_profile(), documents, tokenizer)
     assert rows[0]["loss"] == pytest.approx(np.log(600), abs=0.3)
     assert mean_loss(rows[-5:]) < 1.0
     assert model.config.vocab_size == 600 and not model.training
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_too_little_text_raises(tokenizer):
-    with pytest.raises(ValueError, match="3 tokens of text cannot fill one row of 256"):
+def test_language_model_looks_up_what_only_the_slots_say(tokenizer):
+    """The answer is in one of the slots and nowhere else: guessing costs log 4."""
+    words = ["0.10", "0.20", "0.30", "0.40"]
+    documents = [
+        standins.encode_document(
+            {"conversations": talk("<image>\n?", word), "slots": [["0.90"]] * 3 + [[word, "0.50"]]},
+            tokenizer,
+        )
+        for word in words * 40
+    ]
+    _, rows = standins.pretrain_language_model(quick_profile(), documents, tokenizer)
+    assert mean_loss(rows[-5:]) < 0.15
+
+
+def test_documents_stay_whole_and_come_with_their_like():
+    documents = [{"input_ids": [0] * (1 + n % 7), "number": n} for n in range(60)]
+    batches = standins._document_batches(documents, 8, torch.Generator().manual_seed(0))
+    first_pass = [next(batches) for _ in range(60 // 8)]
+    seen = [document["number"] for batch in first_pass for document in batch]
+    assert len(set(seen)) == len(seen) == 56, "none comes twice in a pass"
+    for batch in first_pass:
+        lengths = {len(document["input_ids"]) for document in batch}
+        assert max(lengths) - min(lengths) <= 1
+    assert [d["number"] for batch in (next(batches) for _ in range(7)) for d in batch] != seen
+
+
+def test_too_few_documents_raise(tokenizer):
+    with pytest.raises(ValueError, match="2 documents cannot fill one batch of 8"):
         documents = [{"input_ids": ids, "labels": ids, "slots": []} for ids in ([1, 2], [3])]
         standins.pretrain_language_model(quick_profile(), documents, tokenizer)
 
@@ -236,11 +285,12 @@ def test_patch_tokens_of_the_layer_llava_reads_see_phantom_lesions():
 def test_a_slot_is_one_token_of_a_document(tokenizer):
     document = {
         "conversations": talk("<image>\nWhat is it?", "cyst"),
-        "slots": [" ".join(TEXTS)[:20], "nodule"],
+        "slots": [["nodule", "0.18"], ["0.16"]],
     }
     encoded = standins.encode_document(document, tokenizer)
     image = tokenizer.convert_tokens_to_ids(chat.IMAGE_TOKEN)
     assert encoded["input_ids"].count(image) == len(encoded["slots"]) == len(document["slots"])
-    assert tokenizer.decode(encoded["slots"][0]) == f" {document['slots'][0]}"
+    assert tokenizer.decode(encoded["slots"][0]) == "nodule0.18"
+    assert encoded["slots"][1] == tokenizer("0.16")["input_ids"]
     text = standins.encode_document({"conversations": talk("Hi", "Hello"), "slots": []}, tokenizer)
     assert text["slots"] == [] and image not in text["input_ids"]

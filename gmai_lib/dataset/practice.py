@@ -2,21 +2,41 @@
 
     documents = reading_practice(rows, seed=0) + with_slots(other_rows, seed=0)
 
-`<image>` stands for a few slots, each a text whose tokens are later added into one embedding
+`<image>` stands for slots, each a list of terms whose embeddings are later added into one
 (model.standins): what is everywhere (modality, organ), and for every box its label, place, side
-and count. That is what a projector can make of one patch.
+and count. That is what a projector can make of one patch. A sum has no order: "upper left" on the
+right side must not become "upper right" on the left, so every term is one token (`terms`).
 
 Paper: none; InternLM2.5 can read. Only the `mini` profile uses this file.
 """
 
 import random
+from collections import Counter
 
 from gmai_lib.dataset.describe import Page
 from gmai_lib.dataset.facts import box_of, place_of
+from gmai_lib.dataset.lexicon import translate
 from gmai_lib.dataset.turns import IMAGE, conversation, reading_turns
 from gmai_lib.schema import Fact
 
 MOST_BOXED = 6  # boxes of an image that are asked about
+MOST_SLOTS = 60  # of the background: with the boxes, about as many as an image has patches
+# Kinds of facts whose values are terms.
+_NAMED = (
+    "modality", "organ", "department", "label", "absent", "side", "place", "size", "severity",
+)  # fmt: skip
+
+
+def terms(rows, *, most: int = 600) -> list[str]:
+    """Return the terms that the facts of `rows` name, in English and Chinese, the commonest first.
+
+    `rows`: lists of facts as in the Parquet shards. Single Chinese characters are left out: they
+    are parts of other words.
+    """
+    counts = Counter(f["value"] for facts in rows for f in facts if f["kind"] in _NAMED)
+    english = ["yes", "no", *(term for term, _ in counts.most_common())][:most]
+    chinese = [translate(term, "zh") for term in english]
+    return list(dict.fromkeys(english + [term for term in chinese if len(term) > 1]))
 
 
 def reading_practice(rows, *, seed: int) -> list[dict]:
@@ -59,8 +79,8 @@ def with_slots(rows, *, seed: int) -> list[dict]:
     return documents
 
 
-def _slots(facts: tuple[Fact, ...], rng: random.Random) -> list[str]:
-    """Texts that stand for patches: a few for every box among those of the background."""
+def _slots(facts: tuple[Fact, ...], rng: random.Random) -> list[list[str]]:
+    """Terms that stand for patches: a few for every box among those of the background."""
     everywhere = [f.value for f in facts if f.kind in ("modality", "organ")]
     boxes, slots = [f for f in facts if f.kind == "box"], []
     if not boxes:
@@ -68,8 +88,8 @@ def _slots(facts: tuple[Fact, ...], rng: random.Random) -> list[str]:
     counts = {f.label: f.value for f in facts if f.kind == "count"}
     for fact in boxes[:MOST_BOXED]:
         box = box_of(fact)
-        words = (fact.label, place_of(box), box.side, counts.get(fact.label))
-        slots += [" ".join(filter(None, words))] * rng.randint(1, 3)
-    slots += [" ".join(everywhere)] * rng.randint(4, 60)  # as many as an image has patches
+        named = (fact.label, place_of(box), box.side, counts.get(fact.label))
+        slots += [list(filter(None, named))] * rng.randint(1, 4)
+    slots += [everywhere] * round(MOST_SLOTS ** rng.random())
     rng.shuffle(slots)
     return slots

@@ -26,7 +26,7 @@ DISTINCT_ORGANS = (
 )  # fmt: skip
 LETTER_SHARE = 0.5  # of the questions with options; the others want the option's text
 # How often practice asks for a value; what is harder to find comes more often.
-READING_WEIGHTS = {"modality": 0.5, "organ": 0.5, "side": 1.0, "place": 2.5, "count": 1.5}
+READING_WEIGHTS = {"modality": 0.5, "organ": 0.5, "side": 2.0, "place": 6.0, "count": 1.5}
 _IMAGE_MODALITIES = tuple(m for m in MODALITIES if m != "text")
 
 IMAGE = "<image>"  # where the image goes
@@ -101,8 +101,8 @@ def reading_turns(page: Page, *, number: int, repeat: bool) -> list[Turn]:
         kinds[_label_kind(labels)] = 2.0
     yes_no = dict(zip(("yes", "no"), _yes_no_candidates(page), strict=True))
     if all(yes_no.values()):
-        kinds |= {"yes": 2.5, "no": 2.5}
-    kinds["choice"] = 1.5
+        kinds |= {"yes": 1.5, "no": 1.5}
+    kinds["choice"] = 1.0
     if repeat:
         drawn = rng.choices(list(kinds), list(kinds.values()), k=number)
     else:
@@ -112,7 +112,7 @@ def reading_turns(page: Page, *, number: int, repeat: bool) -> list[Turn]:
         if kind in yes_no:
             turns.append(_yes_no_turn(page, yes_no[kind], kind))
         elif kind == "choice":
-            if turn := _choice_turn(page):
+            if turn := _choice_turn(page, letters=0):
                 turns.append(turn)
         elif kind in ("label", "labels"):
             turns.append(_brief(page, kind, labels))
@@ -277,8 +277,8 @@ def _long_turn(page: Page) -> Turn | None:
     return asked, answer(kind, facts, page.language, False, rng=rng, unknown=page.unknown)
 
 
-def _choice_turn(page: Page) -> Turn | None:
-    """A four-option question on modality, organ, place or finding."""
+def _choice_turn(page: Page, letters: float = LETTER_SHARE) -> Turn | None:
+    """A four-option question on modality, organ, place or finding; `letters` want the letter."""
     rng, labels, pools = page.rng, page.of("label"), []
     if len(labels) == 1 and is_finding(labels[0].value):
         others = [NO_FINDING] if labels[0].value not in NEGATIVE_LABELS else []
@@ -295,6 +295,6 @@ def _choice_turn(page: Page) -> Turn | None:
     rng.shuffle(options)
     asked = _ask(page, kind, fact.label, "sentence")
     shown = [page.term(option) for option in options]
-    by_letter = rng.random() < LETTER_SHARE
+    by_letter = rng.random() < letters
     said = "ABCD"[options.index(fact.value)] if by_letter else page.term(fact.value)
     return choices(asked, shown, page.language, by_letter=by_letter), said

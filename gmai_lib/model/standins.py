@@ -1,6 +1,6 @@
 """Small stand-ins, trained here, for what the paper takes ready-made: CLIP and a language model.
 
-    tokenizer = train_tokenizer(texts, profile.text.vocab_size)
+    tokenizer = train_tokenizer(texts, profile.text.vocab_size, terms=practice.terms(rows))
     tower, metrics = pretrain_vision_tower(profile, images, captions, tokenizer, groups=modalities)
     language_model, metrics = pretrain_language_model(profile, documents, tokenizer)
 
@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from itertools import chain
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast
@@ -37,6 +37,7 @@ from gmai_lib.model.chat import (
     token_entry,
 )
 from gmai_lib.model.gmai_vl import splice_image_features, text_config, vision_config
+from gmai_lib.model.muon import Muon
 from gmai_lib.schema import PLACES
 
 PAD_TOKEN = "<|pad|>"
@@ -55,12 +56,21 @@ ATTRIBUTES = {"place": len(PLACES), "side": 3, "count": 4}
 _PIECES = r"(?<!\d)[01]\.\d\d(?!\d)|\d|, (?=\d)| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
 
 
-def train_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts, vocab_size: int, terms=()) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on `texts`; the same texts give the same tokenizer.
 
     Every coordinate from 0.00 to 1.00 is one token, so a box costs 11 tokens with its tags
-    instead of about 25, and the model never has to spell a number.
+    instead of about 25, and the model never has to spell a number. Each of `terms` ("upper left",
+    "foreign body") is one token, too, the same one with and without a blank before it.
+
+    Raises ValueError if the terms leave no room for 256 bytes and 101 coordinates.
     """
+    terms = list(dict.fromkeys(terms))
+    if len(terms) + 400 > vocab_size:
+        raise ValueError(
+            f"{len(terms)} terms do not fit a vocabulary of {vocab_size} beside 256 bytes, the "
+            "coordinates and the tags: pass fewer terms or raise vocab_size"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -70,21 +80,27 @@ def train_tokenizer(texts, vocab_size: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     special = [token for token in (PAD_TOKEN, *SPECIAL_TOKENS) if token not in GROUNDING_TOKENS]
+    added = [token_entry(token) for token in GROUNDING_TOKENS]
+    # A term is no part of another word, but Chinese has no blanks between words.
+    added += [AddedToken(t, single_word=t.isascii(), normalized=False) for t in terms]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(GROUNDING_TOKENS),
+        vocab_size=vocab_size - len(added),
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Tags are cut out before merges apply, so they must not be glued to "[[" in training either.
-    tags = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+    # Added tokens are cut out before merges apply, so training must not see them either.
+    cut = [re.escape(token) for token in SPECIAL_TOKENS]
+    for term in sorted(terms, key=len, reverse=True):
+        cut.append(rf"\b{re.escape(term)}\b" if term.isascii() else re.escape(term))
+    cut = re.compile("|".join(cut))
     texts = list(texts)
     texts = texts[:: max(1, len(texts) // MOST_TEXTS)]
-    pieces = [piece for text in texts for piece in tags.split(text) if piece]
+    pieces = [piece for text in texts for piece in cut.split(text) if piece]
     # Merges go by frequency: repeat every coordinate until it is learned before any word.
     coordinates = [" ".join(f"{value / 100:.2f}" for value in range(101))]
     tokenizer.train_from_iterator(pieces + coordinates * max(len(pieces), 100), trainer)
-    tokenizer.add_tokens([token_entry(token) for token in GROUNDING_TOKENS])
+    tokenizer.add_tokens(added)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=TURN_END,
@@ -282,16 +298,18 @@ def encode_document(document: dict, tokenizer) -> dict:
     """
     slots = document["slots"]
     encoded = chat.encode(document["conversations"], tokenizer, max(len(slots), 1))
-    words = [f" {text}" for text in slots]  # with the blank that words in a sentence have
-    ids = tokenizer(words, add_special_tokens=False)["input_ids"] if slots else []
-    return encoded | {"slots": ids}
+    words = list(dict.fromkeys(chain.from_iterable(slots)))
+    ids = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+    ids = dict(zip(words, ids, strict=True))
+    return encoded | {"slots": [[i for word in slot for i in ids[word]] for slot in slots]}
 
 
-def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, length: int = 256):
+def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, length: int = 320):
     """Pretrain a Llama-layout language model on next-token prediction.
 
-    `documents`: what `encode_document` returns, one per conversation; they are joined in a seeded
-    order into rows of `length` tokens. All of the answers are learned, and of the rest a random
+    `documents`: what `encode_document` returns, one per conversation. A batch holds whole
+    documents of similar length, cut after `length` tokens: a question whose image is in another
+    batch would only teach to guess. All of the answers are learned, and of the rest a random
     QUESTION_SHARE: which question comes next is chance, and there are four times as many tokens.
 
     Returns (LlamaForCausalLM in float32, rows with step, loss, seconds).
@@ -299,38 +317,35 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
     settings = profile.stand_ins
     torch.manual_seed(profile.seed)
     generator = torch.Generator().manual_seed(profile.seed)
-    order = torch.randperm(len(documents), generator=generator).tolist()
-    ids, labels = (
-        torch.tensor(list(chain.from_iterable(documents[i][name] for i in order)))
-        for name in ("input_ids", "labels")
-    )
-    if len(ids) < length:
-        raise ValueError(f"{len(ids)} tokens of text cannot fill one row of {length}")
-    count = len(ids) // length
-    ids, labels = ids[: count * length], labels[: count * length]
+    batches = _document_batches(documents, settings.language_batch_size, generator)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    is_slot = ids == image_token_id
-    slots = list(chain.from_iterable(documents[i]["slots"] for i in order))
-    slot_of = (is_slot.cumsum(0) - 1).view(count, length)  # the number of the slot at a position
-    rows, is_slot = ids.view(count, length), is_slot.view(count, length)
-    answers = labels.view(count, length) != IGNORE_INDEX
     model = AutoModelForCausalLM.from_config(text_config(profile, tokenizer))
 
     def loss_of(step):
-        chosen = torch.randint(len(rows), (settings.language_batch_size,), generator=generator)
-        embeddings = model.get_input_embeddings()(rows[chosen])
-        shown = [slots[i] for i in slot_of[chosen][is_slot[chosen]].tolist()]
+        batch = next(batches)
+        ids, labels = (
+            nn.utils.rnn.pad_sequence(
+                [torch.tensor(document[name][:length]) for document in batch],
+                batch_first=True,
+                padding_value=value,  # to the right, where no token looks at it
+            )
+            for name, value in (("input_ids", tokenizer.pad_token_id), ("labels", IGNORE_INDEX))
+        )
+        embeddings = model.get_input_embeddings()(ids)
+        shown = list(chain.from_iterable(document["slots"] for document in batch))
         if shown:
             offsets = torch.tensor([0] + [len(words) for words in shown[:-1]]).cumsum(0)
             words = torch.tensor(list(chain.from_iterable(shown)))
             weight = model.get_input_embeddings().weight
             features = F.embedding_bag(words, weight, offsets, mode="sum")[:, None]
-            embeddings = splice_image_features(embeddings, features, rows[chosen], image_token_id)
+            embeddings = splice_image_features(embeddings, features, ids, image_token_id)
         hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
-        drawn = torch.rand(len(chosen), length - 1, generator=generator) < QUESTION_SHARE
-        learned = answers[chosen][:, 1:] | (drawn & ~is_slot[chosen][:, 1:])
+        following = ids[:, 1:]
+        drawn = torch.rand(following.shape, generator=generator) < QUESTION_SHARE
+        drawn &= (following != image_token_id) & (following != tokenizer.pad_token_id)
+        learned = (labels[:, 1:] != IGNORE_INDEX) | drawn
         logits = model.lm_head(hidden[learned]).float()
-        loss = F.cross_entropy(logits, rows[chosen][:, 1:][learned])
+        loss = F.cross_entropy(logits, following[learned])
         return loss, {"loss": loss.item()}
 
     metrics = _train(
@@ -338,6 +353,19 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
     )
     model.set_attn_implementation("sdpa")
     return model.eval(), metrics
+
+
+def _document_batches(documents, size, generator):
+    """Yield lists of `size` documents of similar length, pass after pass, in a seeded order."""
+    if len(documents) < size:
+        raise ValueError(f"{len(documents)} documents cannot fill one batch of {size}")
+    while True:
+        order = torch.randperm(len(documents), generator=generator).tolist()
+        order.sort(key=lambda index: len(documents[index]["input_ids"]))
+        starts = range(0, len(order) - size + 1, size)
+        for number in torch.randperm(len(starts), generator=generator).tolist():
+            start = starts[number]
+            yield [documents[index] for index in order[start : start + size]]
 
 
 def _train(model, steps, learning_rate, loss_of, on_step):
@@ -355,7 +383,7 @@ def _train(model, steps, learning_rate, loss_of, on_step):
     for name, parameter in model.named_parameters():
         (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
     optimizers = [
-        torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, weight_decay=0.05),
         torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.05, fused=True),
     ]
     start, metrics = time.perf_counter(), []
