@@ -291,9 +291,9 @@ def mini() -> Profile:
     )
     # From-scratch parts need far higher rates than the paper's pretrained ones.
     # The tower has the lowest: above it, a few hundred steps undo what contrast has taught it.
-    shallow = replace(shallow, max_steps=100, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
+    shallow = replace(shallow, max_steps=200, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 2e-3}
-    deep = replace(deep, max_steps=100, learning_rates=rates)
+    deep = replace(deep, max_steps=120, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
     instruct = replace(instruct, max_steps=450, learning_rates=rates)
     return Profile(
@@ -324,7 +324,7 @@ def mini() -> Profile:
             vision_steps=450,
             vision_batch_size=64,
             vision_learning_rate=2e-3,
-            language_steps=320,
+            language_steps=350,
             language_batch_size=24,
             language_learning_rate=8e-3,
         ),

@@ -295,21 +295,3 @@ def test_a_slot_is_one_token_of_a_document(tokenizer):
     assert encoded["slots"][1] == tokenizer("0.16")["input_ids"]
     text = standins.encode_document({"conversations": talk("Hi", "Hello"), "slots": []}, tokenizer)
     assert text["slots"] == [] and image not in text["input_ids"]
-
-
-def test_language_model_starts_by_looking_for_the_same(tokenizer):
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(standins.text_config(quick_profile(), tokenizer))
-    standins._look_for_the_same(model)
-    config = model.config
-    group = config.num_attention_heads // config.num_key_value_heads
-    attention = model.model.layers[0].self_attn
-    hidden = torch.nn.functional.rms_norm(
-        torch.randn(20, config.hidden_size), (config.hidden_size,)
-    )
-    query = attention.q_proj(hidden).view(20, -1, group, attention.head_dim)[:, :, 0]
-    key = attention.k_proj(hidden).view(20, -1, attention.head_dim)
-    scores = torch.einsum("ikh,jkh->kij", query, key)
-    assert (scores.argmax(-1) == torch.arange(20)).float().mean() > 0.9

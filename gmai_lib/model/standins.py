@@ -46,7 +46,6 @@ EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
 REGION_WEIGHT = 5.0  # of the region term against the contrastive one
 BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
 QUESTION_SHARE = 0.02  # of the tokens outside the answers, in language pretraining
-MATCH_SCALE = 3.0  # of the first queries and keys, against transformers' initial weights
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
 # What a patch in a box tells beside the label, and how many values it has: the side is left,
 # right or neither; a count is of the boxes of one label in the image, 4 and more are one.
@@ -321,7 +320,6 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
     batches = _document_batches(documents, settings.language_batch_size, generator)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     model = AutoModelForCausalLM.from_config(text_config(profile, tokenizer))
-    _look_for_the_same(model)
 
     def loss_of(step):
         batch = next(batches)
@@ -355,24 +353,6 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
     )
     model.set_attn_implementation("sdpa")
     return model.eval(), metrics
-
-
-@torch.no_grad()
-def _look_for_the_same(model):
-    """Start with keys equal to queries, so that a token looks at what resembles it.
-
-    A word of the question then finds the slot that holds it from the first step; from random
-    weights, to find that out takes a small model some hundred steps.
-    """
-    config = model.config
-    group = config.num_attention_heads // config.num_key_value_heads
-    for layer in model.model.layers:
-        attention = layer.self_attn
-        query = MATCH_SCALE * attention.q_proj.weight.view(
-            -1, attention.head_dim, layer.hidden_size
-        )
-        attention.q_proj.weight.copy_(query.flatten(0, 1))
-        attention.k_proj.weight.copy_(query[::group].flatten(0, 1))
 
 
 def _document_batches(documents, size, generator):
