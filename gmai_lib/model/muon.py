@@ -4,8 +4,8 @@
 
 Source: Jordan et al., https://kellerjordan.github.io/posts/muon; step size matched to AdamW's as
 in Liu et al., arXiv:2502.16982. `torch.optim.Muon` computes the same in bf16, which a CPU without
-bf16 instructions emulates: 680 ms a step against 21 ms for the mini language model (AMD EPYC with
-AVX2, two threads). Matrices of one shape go through the iteration together.
+bf16 instructions emulates: 680 ms a step against 37 to 64 ms for the mini language model (AMD
+EPYC with AVX2, two threads). Matrices of one shape go through the iteration together.
 """
 
 from collections import defaultdict
