@@ -12,7 +12,7 @@ from gmai_lib import config
 from gmai_lib.evaluation import results
 from gmai_lib.evaluation.benchmarks import Item
 from gmai_lib.evaluation.results import clustered_interval, paired_difference, summarise
-from gmai_lib.evaluation.run import evaluate, read_responses
+from gmai_lib.evaluation.run import evaluate, read_responses, without_exchange
 from gmai_lib.model import chat, gmai_vl, standins
 
 
@@ -109,6 +109,8 @@ def test_shuffled_shows_every_item_an_image_of_another_group(tiny, tmp_path):
     with pytest.raises(ValueError, match="demo has 1 image group"):
         path = tmp_path / "one.jsonl"
         evaluate(*tiny, items[:1], out_jsonl=path, image_mode="shuffled")
+    alone = demo_items(kinds=("open",), benchmark="alone")[:1]
+    assert without_exchange(items) == [] and without_exchange(items + alone) == ["alone"]
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(tiny, tmp_path, monkeypatch):

@@ -26,7 +26,14 @@ from gmai_lib.evaluation.benchmarks import Item
 from gmai_lib.evaluation.results import paired_difference, summarise
 from gmai_lib.outputs import atomic
 
-__all__ = ["evaluate", "paired_difference", "read_responses", "summarise", "weights_digest"]
+__all__ = [
+    "evaluate",
+    "paired_difference",
+    "read_responses",
+    "summarise",
+    "weights_digest",
+    "without_exchange",
+]
 
 IMAGE_MODES = ("image", "none", "shuffled")
 # Room for a bare answer with its tags; a model that rambles is cut and marked unfinished.
@@ -167,15 +174,24 @@ def _batches(prompts: list[dict], batch_size: int):
         yield from (same[i : i + batch_size] for i in range(0, len(same), batch_size))
 
 
+def without_exchange(items) -> list[str]:
+    """Return the benchmarks of one image group: image_mode "shuffled" has nothing to show there."""
+    return [name for name, by_group in _image_groups(items).items() if len(by_group) < 2]
+
+
+def _image_groups(items) -> dict:
+    """Return for every benchmark, by name, its groups, each with its distinct images in order."""
+    groups = defaultdict(lambda: defaultdict(dict))
+    for item in items:
+        groups[item.benchmark][item.group].update(dict.fromkeys(item.images))
+    return {benchmark: groups[benchmark] for benchmark in sorted(groups)}
+
+
 def _shuffled_images(items, seed: int) -> dict:
     """Map (benchmark, image) to an image of another group, the groups in a random ring."""
     rng = np.random.default_rng(seed)
     replaced = {}
-    for benchmark in sorted({item.benchmark for item in items}):
-        by_group = defaultdict(dict)  # group -> its distinct images in order
-        for item in items:
-            if item.benchmark == benchmark:
-                by_group[item.group].update(dict.fromkeys(item.images))
+    for benchmark, by_group in _image_groups(items).items():
         ring = [list(by_group[group]) for group in sorted(by_group)]
         if len(ring) < 2:
             raise ValueError(f"{benchmark} has {len(ring)} image group: nothing to shuffle with")
