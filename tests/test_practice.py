@@ -46,6 +46,20 @@ def test_slots_stand_where_the_image_was():
     assert practice.with_slots(rows, seed=0)[0]["slots"] == [], "text has no image"
 
 
+def test_three_quarters_of_the_rows_have_a_place_where_there_are_enough():
+    facts = [asdict(fact) for fact in FACTS]
+    flat = [fact for fact in facts if fact["kind"] != "place"]
+    few = [{"id": n, "facts": facts if n % 10 == 0 else flat} for n in range(1000)]
+    chosen = practice.mostly_placed(few, 80)
+    assert [row["id"] for row in chosen] == sorted(row["id"] for row in chosen)
+    assert sum(row["facts"] is facts for row in chosen) == 60 and len(chosen) == 80
+    chosen = practice.mostly_placed(few, 400)
+    assert sum(row["facts"] is facts for row in chosen) == 100 and len(chosen) == 400
+    all_placed = [{"id": n, "facts": facts} for n in range(50)]
+    assert practice.mostly_placed(all_placed, 40) == all_placed[:40]
+    assert practice.mostly_placed(few, 5000) == few
+
+
 def test_practice_asks_only_what_the_slots_answer():
     facts = [asdict(fact) for fact in FACTS]
     rows = [{"id": str(n), "facts": facts, "language": "en"} for n in range(300)]

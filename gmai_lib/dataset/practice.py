@@ -1,6 +1,6 @@
 """Facts -> conversations about images that are made of words: what a language stand-in reads.
 
-    documents = reading_practice(rows, seed=0) + with_slots(other_rows, seed=0)
+    documents = reading_practice(mostly_placed(rows, 8000), seed=0) + with_slots(others, seed=0)
 
 `<image>` stands for slots, each a list of terms whose embeddings are later added into one
 (model.standins): what is everywhere (modality, organ), and for every box its label, place, side
@@ -21,6 +21,7 @@ from gmai_lib.schema import Fact
 
 MOST_BOXED = 6  # boxes of an image that are asked about
 MOST_SLOTS = 60  # of the background: with the boxes, about as many as an image has patches
+PLACED_SHARE = 0.75  # of the images that practice describes: as many as of the phantoms
 # Kinds of facts whose values are terms.
 _NAMED = (
     "modality", "organ", "department", "label", "absent", "side", "place", "size", "severity",
@@ -37,6 +38,21 @@ def terms(rows, *, most: int = 600) -> list[str]:
     english = ["yes", "no", *(term for term, _ in counts.most_common())][:most]
     chinese = [translate(term, "zh") for term in english]
     return list(dict.fromkeys(english + [term for term in chinese if len(term) > 1]))
+
+
+def mostly_placed(rows: list[dict], number: int) -> list[dict]:
+    """Return `number` of `rows`, PLACED_SHARE of them with the place of something, in their order.
+
+    Where a thing lies takes longest to read, and sources of labels without boxes cannot teach it.
+    Fewer rows of either kind are made up for by the other; fewer rows in all are all returned.
+    """
+    placed, others = [], []
+    for place, row in enumerate(rows):
+        has_place = any(fact["kind"] == "place" for fact in row["facts"])
+        (placed if has_place else others).append(place)
+    most = max(round(PLACED_SHARE * number), number - len(others))
+    chosen = placed[:most]
+    return [rows[place] for place in sorted(chosen + others[: number - len(chosen)])]
 
 
 def reading_practice(rows, *, seed: int) -> list[dict]:

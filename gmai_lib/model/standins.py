@@ -146,11 +146,11 @@ def pretrain_vision_tower(
     """Pretrain a CLIP-layout vision tower by matching images with captions.
 
     images (N, 3, S, S) uint8 tensor; captions N strings that say what, where and how many.
-    `groups`: N labels (the modality); half of the batches hold one group, so that an image must
-    be told from its like. `regions`: for each image its boxes (schema.Box), [] where there is
-    nothing to box, None where nobody drew boxes; patches then also learn the label and the place
-    of the box they lie in. `on_step(row)` is called after every optimizer step. Seeded by
-    `profile.seed`.
+    `groups`: N labels (the source); half of the batches hold one group, so that an image must be
+    told from its like: a tumour from another tumour, not from a chest. `regions`: for each image
+    its boxes (schema.Box), [] where there is nothing to box, None where nobody drew boxes;
+    patches then also learn the label and the place of the box they lie in. `on_step(row)` is
+    called after every optimizer step. Seeded by `profile.seed`.
 
     Returns (CLIPVisionModel in float32, rows with step, loss, region_loss, seconds).
     """
@@ -279,14 +279,19 @@ def _initialise(tower, images, vision):
 
 
 def _batches(groups, count, size, generator):
-    """Yield index tensors for ever; GROUPED_FRACTION of them within one group."""
+    """Yield index tensors for ever; GROUPED_FRACTION of them within one group.
+
+    A group comes in proportion to the square root of its size: small real sources are not
+    drowned by large ones, and the smallest are not shown over and over.
+    """
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups or [None]))}
     member = torch.tensor([numbers[group] for group in groups or [None] * count])
     members = [(member == number).nonzero().squeeze(1) for number in range(len(numbers))]
+    weights = torch.tensor([len(group) for group in members]).sqrt()
     while True:
         pool = torch.arange(count)
         if torch.rand((), generator=generator) < GROUPED_FRACTION:
-            pool = members[torch.randint(len(members), (), generator=generator)]
+            pool = members[torch.multinomial(weights, 1, generator=generator)]
         yield pool[torch.randint(len(pool), (size,), generator=generator)]
 
 
