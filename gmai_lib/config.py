@@ -295,7 +295,7 @@ def mini() -> Profile:
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 2e-3}
     deep = replace(deep, max_steps=120, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=450, learning_rates=rates)
+    instruct = replace(instruct, max_steps=500, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -321,7 +321,7 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=450,
+            vision_steps=550,
             vision_batch_size=64,
             vision_learning_rate=2e-3,
             language_steps=350,
