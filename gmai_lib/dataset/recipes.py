@@ -51,7 +51,7 @@ def find(folder: Path) -> list[tuple[Recipe, Path]]:
         (recipe, root)
         for root in [folder, *_folders(folder)]
         for recipe in RECIPES
-        if _matches(recipe, root)
+        if matches(recipe, root)
     ]
     if not found:
         wanted = "; ".join(f"{r.name}: {' and '.join(r.marks)}" for r in RECIPES)
@@ -66,9 +66,9 @@ def find(folder: Path) -> list[tuple[Recipe, Path]]:
 def unrecognised(folder: Path) -> list[Path]:
     """Return the folders directly inside `folder` that no recipe matches, for the report."""
     folder = Path(folder)
-    if any(_matches(recipe, folder) for recipe in RECIPES):
+    if any(matches(recipe, folder) for recipe in RECIPES):
         return []
-    return [p for p in _folders(folder) if not any(_matches(recipe, p) for recipe in RECIPES)]
+    return [p for p in _folders(folder) if not any(matches(recipe, p) for recipe in RECIPES)]
 
 
 def pydicom_samples_root() -> Path:
@@ -91,7 +91,8 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _matches(recipe: Recipe, root: Path) -> bool:
+def matches(recipe: Recipe, root: Path) -> bool:
+    """Whether all marks of `recipe` are found in the folder `root`."""
     name = root.resolve().name
     for mark in recipe.marks:
         first, _, rest = mark.partition("/")
