@@ -81,9 +81,10 @@ def draft(folder: Path) -> list[Draft]:
             found.append(Draft(recipe, because))
     if not found:
         kinds = Counter(Path(path).suffix or "no suffix" for path in paths).most_common(6)
+        held = ", ".join(f"{number} {kind}" for kind, number in kinds) or "none"
         raise ValueError(
             f"{folder} is in no format that a reader knows ({', '.join(readers.READERS)}); "
-            f"it holds {len(paths)} files: {', '.join(f'{n} {kind}' for kind, n in kinds) or 'none'}"
+            f"it holds {len(paths)} files: {held}"
         )
     return found
 
