@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gmai_lib.dataset import annotations, images, volumes
+from gmai_lib.dataset import annotations, arrays, images, volumes
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
     STEP,
@@ -107,6 +107,7 @@ READERS: dict[str, Callable[[Recipe, Path, Ledger], Iterator[Record]]] = {
     "instance_folders": _image_reader(annotations.instance_folders),
     "vqa_json": _image_reader(annotations.vqa_json),
     "question_xml": _text_reader,
+    "npz": arrays.npz,
     "dicom_files": volumes.dicom_files,
     "dicom_series": volumes.dicom_series,
     "nnunet": volumes.nnunet,

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
+from gmai_lib.dataset import medmnist
 from gmai_lib.schema import NO_FINDING
 
 
@@ -491,4 +492,26 @@ PUBLIC = (
     ),
 )
 
-RECIPES = PHANTOMS + PUBLIC
+MEDMNIST = tuple(
+    Recipe(
+        name=flag,
+        reader="npz",
+        marks=(f"*/{flag}*.npz",),
+        modality=modality,
+        department=department,
+        task=task,
+        organ=organ,
+        license="CC-BY-NC-4.0" if flag == "dermamnist" else "CC-BY-4.0",
+        citation="Yang et al., MedMNIST v2, Scientific Data 2023, 10.1038/s41597-022-01721-8",
+        homepage="https://medmnist.com",
+        options={
+            "files": [f"{flag}{size}.npz" for size in ("_224", "_128", "_64", "")],
+            "labels": labels,
+            "axis": int(flag.endswith("3d")),
+        }
+        | ({"severity": medmnist.GRADES[flag]} if flag in medmnist.GRADES else {}),
+    )
+    for flag, (modality, department, task, organ, labels) in medmnist.SETS.items()
+)
+
+RECIPES = PHANTOMS + PUBLIC + MEDMNIST

@@ -26,6 +26,7 @@ _KINDS = {
     "vqa_json": "vqa",
     "question_xml": "qa",
     "dicom_files": "meta",
+    "npz": "cls",
 }
 
 
