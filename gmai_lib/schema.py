@@ -268,6 +268,24 @@ def sample_features():
     return Features(columns)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to recognise and read one dataset."""
+
+    name: str  # `source` of its records
+    reader: str  # format, a key of readers.READERS
+    marks: tuple[str, ...]  # glob patterns that must all match; first part = the folder's name
+    modality: str  # where the files do not say it themselves
+    department: str
+    task: str
+    organ: str = ""
+    license: str  # SPDX identifier or "unstated"; a per-image licence in the files wins
+    access: str = "open"
+    citation: str
+    homepage: str = ""
+    options: dict = field(default_factory=dict)  # of the reader
+
+
 @dataclass
 class Ledger:
     """Double-entry bookkeeping: everything seen is either kept or dropped with a reason.

@@ -33,7 +33,7 @@ ANNOTATIONS = (
     "image quality", "landmarks", "depth",
 )  # fmt: skip
 DIMENSIONS = ("2D", "3D", "video", "text")
-# The department that looks after an organ; those of the phantoms are the same (recipes.py).
+# The department that looks after an organ; the phantoms have the same (recipes_phantom.py).
 DEPARTMENT_OF_ORGAN = {
     "abdomen": "general surgery",
     "blood": "hematology",
@@ -103,7 +103,7 @@ def load() -> pd.DataFrame:
     name; modalities, annotations and dimensions (tuples over MODALITIES + OTHER_MODALITIES,
     ANNOTATIONS, DIMENSIONS); organ; labels as the list words them; size (images, volumes or cases
     as the source counts them; NA where unknown); license (SPDX or "unstated"); access (one of
-    schema.ACCESS); obtained (how); homepage; year; recipe (name in recipes.py or ""); department;
+    schema.ACCESS); obtained (how); homepage; year; recipe (of RECIPES, or ""); department;
     task (clinical, "unstated" where annotation serves none, such as registration).
     """
     path = Path(__file__).with_name("catalog.csv")

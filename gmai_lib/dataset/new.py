@@ -2,7 +2,7 @@
 
     python -m gmai_lib.dataset.new path/to/folder --modality X-ray
 
-The draft is Python to paste into recipes.py. What files cannot tell (licence, department,
+The draft is Python to paste into recipes_public.py. What files cannot tell (licence, department,
 citation) is left as "unstated" or a question, never guessed; the draft is then tried: the reader
 runs over the folder and its books of kept and dropped items are printed.
 
@@ -46,7 +46,7 @@ class Draft:
     because: str
 
     def source(self) -> str:
-        """The recipe as Python, as it would stand in recipes.py."""
+        """The recipe as Python, as it would stand in recipes_public.py."""
         recipe, lines = self.recipe, []
         shown = ("name", "reader", "marks", "modality", "department", "task", "license")
         for name in (*shown, "citation", "homepage", "options"):
@@ -353,7 +353,9 @@ def main(arguments: list[str] | None = None):
     print(f"tried on the first {len(records)} records: {boxes} boxes, labels {dict(labels)}")
     for row in ledger.rows():
         print(f"  {row['level']}: {row['outcome']} {row['count']}  {row['example']}".rstrip())
-    print(f'Fill in what stands as "{ASK}" and paste the recipe into gmai_lib/dataset/recipes.py.')
+    print(
+        f'Fill in what stands as "{ASK}" and paste the recipe into gmai_lib/dataset/recipes_public.py.'
+    )
 
 
 if __name__ == "__main__":
