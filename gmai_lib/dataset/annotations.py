@@ -9,6 +9,7 @@ Options that several formats share:
     table, key  CSV with more about each image (patient, organ, finding, severity), and the
                 column that names the image: its path, file name or stem
     columns     where headers differ: our field -> header (lower case, blanks stripped)
+    split_names how a layout calls its splits -> train, validation, test (the usual words are known)
     names       source label -> readable label; `readable`: True turns FOREIGN_BODY into words
     boxes       CSV of boxes: filename, label, xmin, ymin, xmax, ymax in pixels
 """
@@ -37,7 +38,7 @@ from gmai_lib.outputs import read_json
 from gmai_lib.schema import NO_FINDING, Ledger, QuestionAnswer
 
 XML_ERRORS = (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError)
-_SPLITS = {"training": "train", "testing": "test", "val": "validation"}
+_SPLITS = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
 
 
 def files(root: Path, pattern: str) -> list[str]:
@@ -62,8 +63,7 @@ def class_folders(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
             continue
         said = match.groupdict()
         entry = Entry(path=path, labels=[label_name(recipe, said["label"])])
-        split = said.get("split", "").lower()
-        entry.split = _SPLITS.get(split, split)
+        entry.split = _split_name(recipe, said.get("split", ""))
         entry.organ = said.get("organ", "").lower()
         entry.patient = said.get("patient", "")
         entries.append(entry)
@@ -75,19 +75,22 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     """One CSV row per image; option `file`: its path with {columns} to fill in.
 
     "**/{filename}" looks the base name up anywhere among `images`. Option `mask`: path of one
-    binary mask of the finding. The finding column may list several, separated by commas.
+    binary mask of the finding. The finding column may list several, separated by option
+    `separator` (a comma). Option `grades`: finding -> severity, where the finding is a grade.
     """
     template, mask = recipe.options["file"], recipe.options.get("mask")
     paths_of = defaultdict(list)
     for path in files(root, recipe.options["images"]):
         paths_of[PurePosixPath(path).name].append(path)
-    needed = set(re.findall(r"{(\w+)}", template + (mask or "")))
+    needed = set(re.findall(r"{([^{}]+)}", template + (mask or "")))
+    separator = recipe.options.get("separator", ",")
     entries = []
     for row in _rows(recipe, root / recipe.options["table"], needed, ledger):
         entry = Entry(path=template.format_map(row))
         _say(recipe, entry, row)
-        findings = [part for part in _cell(recipe, row, "finding").split(",") if part.strip()]
-        entry.labels = [label_name(recipe, part) for part in findings]
+        finding = _cell(recipe, row, "finding")
+        entry.labels = [label_name(recipe, part) for part in finding.split(separator) if part]
+        entry.severity = recipe.options.get("grades", {}).get(finding, entry.severity)
         if template.startswith("**/"):
             candidates = paths_of[PurePosixPath(entry.path).name]
             entry.path = candidates[0] if candidates else entry.path.removeprefix("**/")
@@ -352,12 +355,19 @@ def _cell(recipe: Recipe, row: dict[str, str], name: str) -> str:
     return " ".join(row.get(header, "").split())
 
 
+def _split_name(recipe: Recipe, said: str) -> str:
+    own = recipe.options.get("split_names", {})
+    return own[said] if said in own else _SPLITS.get(said.lower(), said.lower())
+
+
 def _say(recipe: Recipe, entry: Entry, row: dict[str, str]):
     """Copy what a table row or index entry says about the image, where it says it."""
     for name in ("patient", "organ", "severity", "report", "license", "modality"):
         value = _cell(recipe, row, name)
         if value:
             setattr(entry, name, value.lower() if name == "organ" else value)
+    if "split" in recipe.options.get("columns", {}):
+        entry.split = _split_name(recipe, _cell(recipe, row, "split"))
 
 
 def _add_table(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger) -> dict[str, str]:

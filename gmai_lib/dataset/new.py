@@ -353,9 +353,7 @@ def main(arguments: list[str] | None = None):
     print(f"tried on the first {len(records)} records: {boxes} boxes, labels {dict(labels)}")
     for row in ledger.rows():
         print(f"  {row['level']}: {row['outcome']} {row['count']}  {row['example']}".rstrip())
-    print(
-        f'Fill in what stands as "{ASK}" and paste the recipe into gmai_lib/dataset/recipes_public.py.'
-    )
+    print(f'Fill in what stands as "{ASK}"; it belongs into gmai_lib/dataset/recipes_public.py.')
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
+from gmai_lib.dataset.recipes_layouts import LAYOUTS
 from gmai_lib.dataset.recipes_phantom import PHANTOMS
 from gmai_lib.dataset.recipes_public import MEDMNIST, PUBLIC
 from gmai_lib.schema import Recipe
 
-RECIPES = PHANTOMS + PUBLIC + MEDMNIST
+RECIPES = PHANTOMS + PUBLIC + MEDMNIST + LAYOUTS
 
 
 def find(folder: Path) -> list[tuple[Recipe, Path]]:

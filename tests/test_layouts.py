@@ -1,0 +1,324 @@
+"""Recipes of recipes_layouts.py, each on a small file tree in exactly the published layout."""
+
+import csv
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from gmai_lib.dataset import images, readers, recipes, recipes_layouts
+from gmai_lib.schema import NO_FINDING, Ledger
+
+PNG = images.to_png(np.arange(48 * 32, dtype=np.uint32).reshape(48, 32).astype(np.uint8))
+NIH_HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+    "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+# Recipe -> (name of the folder, files, expected {path: (labels, split)}); a text is a file's
+# content, None an image. What the dict of expectations lacks must be a counted drop.
+NONE = (NO_FINDING,)
+TREES = {
+    "oct2017": (
+        "OCT2017",
+        {
+            "train/CNV/CNV-1016042-1.jpeg": (("choroidal neovascularization",), "train"),
+            "train/DRUSEN/DRUSEN-95633-12.jpeg": (("drusen",), "train"),
+            "test/DME/DME-15307-1.jpeg": (("diabetic macular edema",), "test"),
+            "val/NORMAL/NORMAL-5156112-1.jpeg": (NONE, "validation"),
+        },
+    ),
+    "chest_xray_pneumonia": (
+        "chest_xray",
+        {
+            "train/PNEUMONIA/person1_bacteria_1.jpeg": (("pneumonia",), "train"),
+            "test/NORMAL/IM-0001-0001.jpeg": (NONE, "test"),
+        },
+    ),
+    "covid19_radiography": (
+        "COVID-19_Radiography_Dataset",
+        {
+            "COVID/images/COVID-1.png": (("COVID-19",), ""),
+            "Lung_Opacity/images/Lung_Opacity-1.png": (("lung opacity",), ""),
+            "Normal/images/Normal-1.png": (NONE, ""),
+            "Viral Pneumonia/images/Viral Pneumonia-1.png": (("viral pneumonia",), ""),
+        },
+    ),
+    "shenzhen_tb": (
+        "ChinaSet_AllFiles",
+        {
+            "CXR_png/CHNCXR_0001_0.png": (NONE, ""),
+            "CXR_png/CHNCXR_0327_1.png": (("tuberculosis",), ""),
+        },
+    ),
+    "montgomery_tb": (
+        "MontgomerySet",
+        {
+            "CXR_png/MCUCXR_0001_0.png": (NONE, ""),
+            "CXR_png/MCUCXR_0104_1.png": (("tuberculosis",), ""),
+        },
+    ),
+    "nct_crc_he": (
+        "crc",
+        {
+            "NCT-CRC-HE-100K/ADI/ADI-AAAFLCLY.tif": (("adipose tissue",), "train"),
+            "NCT-CRC-HE-100K/TUM/TUM-AAGKKEQH.tif": (("colorectal adenocarcinoma",), "train"),
+            "CRC-VAL-HE-7K/NORM/NORM-TCGA-AASSYQPA.tif": (("normal colon mucosa",), "test"),
+        },
+    ),
+    "lc25000": (
+        "lung_colon_image_set",
+        {
+            "lung_image_sets/lung_aca/lungaca1.jpeg": (("lung adenocarcinoma",), ""),
+            "lung_image_sets/lung_n/lungn1.jpeg": (NONE, ""),
+            "colon_image_sets/colon_aca/colonca1.jpeg": (("colon adenocarcinoma",), ""),
+        },
+    ),
+    "breakhis": (
+        "BreaKHis_v1",
+        {
+            "histology_slides/breast/malignant/SOB/ductal_carcinoma/SOB_M_DC_14-2523/40X/"
+            "SOB_M_DC-14-2523-40-001.png": (("ductal carcinoma",), ""),
+            "histology_slides/breast/benign/SOB/adenosis/SOB_B_A_14-22549AB/100X/"
+            "SOB_B_A-14-22549AB-100-002.png": (("adenosis",), ""),
+        },
+    ),
+    "bach": (
+        "ICIAR2018_BACH_Challenge",
+        {
+            "Photos/Normal/n001.tif": (NONE, ""),
+            "Photos/InSitu/is001.tif": (("carcinoma in situ",), ""),
+        },
+    ),
+    "bracs_roi": (
+        "BRACS_RoI",
+        {
+            "train/0_N/BRACS_1003691_N_1.png": (NONE, "train"),
+            "val/6_IC/BRACS_1295_IC_1.png": (("invasive carcinoma",), "validation"),
+        },
+    ),
+    "malaria_cells": (
+        "cell_images",
+        {
+            "Parasitized/C33P1thinF_IMG_20150619_114756a_cell_179.png": (
+                ("malaria parasite",),
+                "",
+            ),
+            "Uninfected/C1_thinF_IMG_20150604_104722_cell_9.png": None,  # names no patient
+            "Uninfected/C100P61ThinF_IMG_20150918_144104_cell_34.png": (NONE, ""),
+        },
+    ),
+    "mura": (
+        "MURA-v1.1",
+        {
+            "train/XR_WRIST/patient00006/study1_positive/image1.png": (("abnormality",), "train"),
+            "valid/XR_HAND/patient11185/study1_negative/image1.png": (NONE, "validation"),
+        },
+    ),
+    "hyperkvasir_labelled": (
+        "hyper-kvasir",
+        {
+            "labeled-images/lower-gi-tract/pathological-findings/polyps/0a7bdce4.jpg": (
+                ("polyp",),
+                "",
+            ),
+            "labeled-images/upper-gi-tract/anatomical-landmarks/z-line/1b2c.jpg": (("z-line",), ""),
+        },
+    ),
+    "fracatlas": (
+        "FracAtlas",
+        {
+            "images/Fractured/IMG0000019.jpg": (("fracture",), ""),
+            "images/Non_fractured/IMG0000000.jpg": (NONE, ""),
+        },
+    ),
+    "unitopatho": (
+        "unitopatho",
+        {
+            "800/TA.HG/1.ndpi_ROI__mpp0.44_reg000_crop_sk0000.png": (
+                ("tubular adenoma, high-grade dysplasia",),
+                "",
+            ),
+            "800/NORM/2.ndpi_ROI__mpp0.44_reg000_crop_sk0001.png": (NONE, ""),
+        },
+    ),
+    "refuge_training": (
+        "REFUGE-Training400",
+        {
+            "Training400/Glaucoma/g0001.jpg": (("glaucoma",), ""),
+            "Training400/Non-Glaucoma/n0001.jpg": (NONE, ""),
+        },
+    ),
+    "ham10000": (
+        "ham",
+        {
+            "HAM10000_images_part_1/ISIC_0027419.jpg": (("benign keratosis",), ""),
+            "HAM10000_images_part_2/ISIC_0031633.jpg": (("melanocytic nevus",), ""),
+        },
+        {
+            "HAM10000_metadata.csv": "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
+            "HAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp\n"
+            "HAM_0001751,ISIC_0031633,nv,follow_up,,unknown,unknown\n"
+        },
+    ),
+    "isic2020": (
+        "jpeg",
+        {
+            "train/ISIC_0015719.jpg": (("benign skin lesion",), ""),
+            "train/ISIC_0052212.jpg": (("melanoma",), ""),
+        },
+        {
+            "train.csv": "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,"
+            "diagnosis,benign_malignant,target\n"
+            "ISIC_0015719,IP_3075186,female,45.0,upper extremity,unknown,benign,0\n"
+            "ISIC_0052212,IP_2842074,female,50.0,lower extremity,nevus,malignant,1\n"
+        },
+    ),
+    "nih_chestxray14": (
+        "ChestX-ray14",
+        {
+            "images_001/images/00000001_000.png": (("cardiomegaly", "emphysema"), ""),
+            "images_001/images/00000002_000.png": (NONE, ""),
+        },
+        {
+            "Data_Entry_2017_v2020.csv": NIH_HEADER + "\n"
+            "00000001_000.png,Cardiomegaly|Emphysema,0,1,57,M,PA,2682,2749,0.143,0.143\n"
+            "00000002_000.png,No Finding,0,2,80,M,PA,2500,2048,0.171,0.171\n"
+        },
+    ),
+    "aptos2019": (
+        "aptos",
+        {
+            "train_images/000c1434d8d7.png": (("diabetic retinopathy",), ""),
+            "train_images/002c21358ce6.png": (NONE, ""),
+        },
+        {"train.csv": "id_code,diagnosis\n000c1434d8d7,2\n002c21358ce6,0\n"},
+    ),
+    "eyepacs": (
+        "diabetic-retinopathy-detection",
+        {
+            "train/10_left.jpeg": (NONE, ""),
+            "train/10_right.jpeg": (("diabetic retinopathy",), ""),
+        },
+        {"trainLabels.csv": "image,level\n10_left,0\n10_right,4\n"},
+    ),
+    "mhist": (
+        "mhist",
+        {
+            "images/MHIST_aaa.png": (("sessile serrated adenoma",), "train"),
+            "images/MHIST_aab.png": (("hyperplastic polyp",), "test"),
+        },
+        {
+            "annotations.csv": "Image Name,Majority Vote Label,Number of Annotators who Selected "
+            "SSA (Out of 7),Partition\nMHIST_aaa.png,SSA,6,train\nMHIST_aab.png,HP,0,test\n"
+        },
+    ),
+    "bus_bra": (
+        "BUSBRA",
+        {
+            "Images/bus_0001-l.png": (("benign breast lesion",), ""),
+            "Images/bus_0003-r.png": (("malignant breast lesion",), ""),
+        },
+        {
+            "bus_data.csv": "ID,Case,Histology,Pathology,BIRADS,Device\n"
+            "bus_0001-l,1,Fibroadenoma,benign,2,GE\nbus_0003-r,3,IDC,malignant,5,GE\n"
+        },
+    ),
+}
+SLICED = {recipe.name for recipe in recipes_layouts.DECATHLON}
+
+
+def plant(root, files, tables=None):
+    for path in files:
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(PNG)  # what an image is, its bytes tell and not its suffix
+    for path, text in (tables or {}).items():
+        (root / path).write_text(text)
+
+
+def read(root):
+    ((recipe, found),) = recipes.find(root.parent)
+    ledger = Ledger()
+    records = list(readers.read(recipe, found, ledger))
+    ledger.check()
+    return recipe, records, ledger
+
+
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_a_tree_in_the_published_layout_is_found_and_read(tmp_path, name):
+    folder, files, *tables = TREES[name]
+    plant(tmp_path / folder, files, *tables)
+    recipe, records, ledger = read(tmp_path / folder)
+    assert recipe.name == name
+    assert {r.path: (r.labels, r.split) for r in records} == {
+        path: said for path, said in files.items() if said
+    }
+    lost = sum(row["count"] for row in ledger.rows() if row["outcome"] != "kept")
+    assert lost == sum(said is None for said in files.values())
+    grouping = recipe.options.get("columns", {}).get("patient") or "patient" in recipe.options.get(
+        "path", ""
+    )
+    assert all(bool(r.patient) == bool(grouping) for r in records)
+
+
+def test_every_layout_recipe_has_a_tree():
+    assert {recipe.name for recipe in recipes.LAYOUTS} == set(TREES) | SLICED
+    public = len(recipes.PUBLIC) - 1 + len(recipes.MEDMNIST) + len(recipes.LAYOUTS)
+    assert public >= 40  # pydicom's samples are no dataset
+    assert len({r.modality for r in (*recipes.PUBLIC, *recipes.LAYOUTS, *recipes.MEDMNIST)}) >= 9
+
+
+def test_grades_are_severities_and_eyes_of_one_person_one_group(tmp_path):
+    folder, files, tables = TREES["eyepacs"]
+    plant(tmp_path / folder, files, tables)
+    _, records, _ = read(tmp_path / folder)
+    assert [(r.severity, r.volume) for r in records] == [("", "10"), ("proliferative", "10")]
+
+
+def test_findings_the_table_does_not_name_are_absent(tmp_path):
+    folder, files, tables = TREES["nih_chestxray14"]
+    plant(tmp_path / folder, files, tables)
+    _, (first, none), _ = read(tmp_path / folder)
+    assert first.absent == () and none.absent == ("cardiomegaly", "emphysema")
+
+
+@pytest.mark.parametrize("recipe", recipes_layouts.DECATHLON, ids=lambda recipe: recipe.name)
+def test_a_decathlon_task_is_read_slice_by_slice(tmp_path, recipe):
+    task = recipe.marks[0].split("/")[0]
+    published = {
+        "Task02_Heart": ["left atrium"],
+        "Task03_Liver": ["liver", "cancer"],
+        "Task04_Hippocampus": ["Anterior", "Posterior"],
+        "Task06_Lung": ["cancer"],
+        "Task07_Pancreas": ["pancreas", "cancer"],
+        "Task08_HepaticVessel": ["Vessel", "Tumour"],
+        "Task09_Spleen": ["spleen"],
+        "Task10_Colon": ["colon cancer primaries"],
+    }[task]
+    root = tmp_path / task
+    volume, mask = np.zeros((24, 24, 6), np.int16), np.zeros((24, 24, 6), np.uint8)
+    volume[4:20, 4:20] = 60
+    for number in range(len(published)):
+        mask[6 + 8 * number : 11 + 8 * number, 6:11, 2:4] = number + 1
+    for folder, array in (("imagesTr", volume), ("labelsTr", mask)):
+        (root / folder).mkdir(parents=True)
+        image = nibabel.Nifti1Image(array, np.diag([1, 1, 3, 1]))
+        nibabel.save(image, root / folder / "case_001.nii.gz")
+        (root / folder / "._case_001.nii.gz").write_bytes(b"AppleDouble")
+    labels = {"0": "background"} | {str(i + 1): name for i, name in enumerate(published)}
+    index = {"name": task, "licence": "CC-BY-SA 4.0", "modality": {"0": "CT"}, "labels": labels}
+    (root / "dataset.json").write_text(json.dumps(index))
+    found, records, _ = read(root)
+    assert found is recipe and records
+    wanted = {recipe.options["names"].get(name, name) for name in published}
+    assert {box.label for r in records for box in r.boxes} == wanted
+    assert {r.volume for r in records} and all(r.license == "CC-BY-SA-4.0" for r in records)
+
+
+def test_tables_are_what_a_csv_reader_sees():
+    """The NIH header's brackets hold commas: rows must have as many cells as the header."""
+    for _, _, *tables in TREES.values():
+        for text in (tables[0] if tables else {}).values():
+            rows = list(csv.reader(text.splitlines()))
+            assert len({len(row) for row in rows}) == 1
