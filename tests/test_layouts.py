@@ -136,7 +136,7 @@ TREES = {
         "unitopatho",
         {
             "800/TA.HG/1.ndpi_ROI__mpp0.44_reg000_crop_sk0000.png": (
-                ("tubular adenoma, high-grade dysplasia",),
+                ("tubular adenoma with high-grade dysplasia",),
                 "",
             ),
             "800/NORM/2.ndpi_ROI__mpp0.44_reg000_crop_sk0001.png": (NONE, ""),
@@ -322,3 +322,19 @@ def test_tables_are_what_a_csv_reader_sees():
         for text in (tables[0] if tables else {}).values():
             rows = list(csv.reader(text.splitlines()))
             assert len({len(row) for row in rows}) == 1
+
+
+def test_every_term_of_a_recipe_has_a_chinese_name():
+    """Else half of the Chinese text about a dataset would be English."""
+    from collections import Counter
+
+    from gmai_lib.dataset.lexicon import readable, translate
+
+    unknown = Counter()
+    for recipe in recipes.RECIPES:
+        options = recipe.options
+        terms = [*options.get("names", {}).values(), *options.get("labels", ())]
+        terms += [*options.get("severity", ()), *options.get("grades", {}).values(), recipe.organ]
+        for term in filter(None, terms):
+            translate(readable(term), "zh", unknown)
+    assert not unknown
