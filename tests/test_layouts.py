@@ -225,6 +225,98 @@ TREES = {
         },
     ),
 }
+# Recipe -> (folder, {image: (labels, split, {mask: label})}); a mask is a white square.
+PAIRS = {
+    "kvasir_seg": (
+        "Kvasir-SEG",
+        {"images/cju0qkwl35piu.jpg": (("polyp",), "", ["masks/cju0qkwl35piu.jpg"])},
+    ),
+    "cvc_clinicdb": (
+        "CVC-ClinicDB",
+        {"Original/1.tif": (("polyp",), "", ["Ground Truth/1.tif"])},
+    ),
+    "drive": (
+        "DRIVE",
+        {
+            "training/images/21_training.tif": (
+                ("retinal vessels",),
+                "train",
+                ["training/1st_manual/21_manual1.gif"],
+            )
+        },
+    ),
+    "isic2018_task1": (
+        "isic2018",
+        {
+            "ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg": (
+                ("skin lesion",),
+                "train",
+                ["ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png"],
+            ),
+            "ISIC2018_Task1-2_Test_Input/ISIC_0012169.jpg": (
+                ("skin lesion",),
+                "test",
+                ["ISIC2018_Task1_Test_GroundTruth/ISIC_0012169_segmentation.png"],
+            ),
+        },
+    ),
+    "busi": (
+        "Dataset_BUSI_with_GT",
+        {
+            "benign/benign (1).png": (
+                ("benign breast lesion",),
+                "",
+                ["benign/benign (1)_mask.png", "benign/benign (1)_mask_1.png"],
+            ),
+            "malignant/malignant (12).png": (
+                ("malignant breast lesion",),
+                "",
+                ["malignant/malignant (12)_mask.png"],
+            ),
+        },
+    ),
+    "tn3k": (
+        "tn3k",
+        {
+            "trainval-image/0000.jpg": (("thyroid nodule",), "train", ["trainval-mask/0000.jpg"]),
+            "test-image/0001.jpg": (("thyroid nodule",), "test", ["test-mask/0001.jpg"]),
+        },
+    ),
+    "idrid_segmentation": (
+        "A. Segmentation",
+        {
+            "1. Original Images/a. Training Set/IDRiD_01.jpg": (
+                ("microaneurysm", "optic disc"),
+                "train",
+                [
+                    "2. All Segmentation Groundtruths/a. Training Set/1. Microaneurysms/"
+                    "IDRiD_01_MA.tif",
+                    "2. All Segmentation Groundtruths/a. Training Set/5. Optic Disc/"
+                    "IDRiD_01_OD.tif",
+                ],
+            ),
+            "1. Original Images/b. Testing Set/IDRiD_55.jpg": (
+                ("hard exudate",),
+                "test",
+                [
+                    "2. All Segmentation Groundtruths/b. Testing Set/3. Hard Exudates/"
+                    "IDRiD_55_EX.tif"
+                ],
+            ),
+        },
+    ),
+    "dsad": (
+        "DSAD",
+        {
+            "liver/02/image00.png": (("liver",), "", ["liver/02/mask00.png"]),
+            "small_intestine/07/image12.png": (
+                ("small bowel",),
+                "",
+                ["small_intestine/07/mask12.png"],
+            ),
+        },
+    ),
+}
 SLICED = {recipe.name for recipe in recipes_layouts.DECATHLON}
 
 
@@ -262,8 +354,52 @@ def test_a_tree_in_the_published_layout_is_found_and_read(tmp_path, name):
     assert all(bool(r.patient) == bool(grouping) for r in records)
 
 
+@pytest.mark.parametrize("name", sorted(PAIRS))
+def test_masks_become_boxes(tmp_path, name):
+    folder, pairs = PAIRS[name]
+    mask = np.zeros((48, 32), np.uint8)
+    mask[10:20, 8:16] = 255
+    plant(tmp_path / folder, pairs)
+    for _, _, masks in pairs.values():
+        for path in masks:
+            target = tmp_path / folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(images.to_png(mask))
+    recipe, records, ledger = read(tmp_path / folder)
+    assert recipe.name == name
+    assert {r.path: (r.labels, r.split) for r in records} == {
+        path: (labels, split) for path, (labels, split, _) in pairs.items()
+    }
+    assert {row["outcome"] for row in ledger.rows()} == {"kept"}
+    for record in records:
+        assert len(record.boxes) == len(pairs[record.path][2])
+        for box in record.boxes:
+            corners = (box.x1 * 32, box.y1 * 48, box.x2 * 32, box.y2 * 48)
+            assert corners == pytest.approx((8, 10, 16, 20))
+
+
+def test_a_mask_that_is_missing_or_belongs_to_no_image_is_counted(tmp_path):
+    plant(tmp_path / "Kvasir-SEG", ["images/a.jpg", "images/b.jpg", "masks/b.jpg", "masks/c.jpg"])
+    _, records, ledger = read(tmp_path / "Kvasir-SEG")
+    assert [r.path for r in records] == ["images/a.jpg", "images/b.jpg"]
+    lost = {row["outcome"]: row["count"] for row in ledger.rows() if row["outcome"] != "kept"}
+    assert lost == {"mask missing": 1, "no annotation names this mask": 1}
+
+
+def test_an_empty_mask_of_a_normal_breast_is_no_finding(tmp_path):
+    root = tmp_path / "Dataset_BUSI_with_GT"
+    plant(root, ["normal/normal (1).png", "benign/benign (1).png", "benign/benign (1)_mask.png"])
+    (root / "normal" / "normal (1)_mask.png").write_bytes(
+        images.to_png(np.zeros((48, 32), np.uint8))
+    )
+    _, records, _ = read(root)
+    assert records[1].labels == (NO_FINDING,) and records[1].boxes == ()
+    assert records[1].absent == ("benign breast lesion",)
+
+
 def test_every_layout_recipe_has_a_tree():
-    assert {recipe.name for recipe in recipes.LAYOUTS} == set(TREES) | SLICED
+    names = {recipe.name for recipe in recipes.LAYOUTS}
+    assert names == set(TREES) | set(PAIRS) | SLICED
     public = len(recipes.PUBLIC) - 1 + len(recipes.MEDMNIST) + len(recipes.LAYOUTS)
     assert public >= 40  # pydicom's samples are no dataset
     assert len({r.modality for r in (*recipes.PUBLIC, *recipes.LAYOUTS, *recipes.MEDMNIST)}) >= 9

@@ -192,6 +192,37 @@ def mask_files(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     return list(entries.values())
 
 
+def mask_pairs(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """Images beside their masks; option `path`: regular expression of an image's path.
+
+    Option `pairs`: label -> glob of its mask files with the expression's {groups} filled in; the
+    label "{label}" is the group itself, and a label of the whole image. Where no file matches, the
+    mask is missing, unless option `sparse` says that a structure without a file is not there.
+    Groups split and patient: as in class folders.
+    """
+    entries, masks = [], set(files(root, recipe.options["masks"]))
+    for path in files(root, recipe.options["images"]):
+        match = re.fullmatch(recipe.options["path"], path)
+        if not match:
+            if path not in masks:
+                ledger.drop(recipe.name, STEP, "path does not fit the pairs", path)
+            continue
+        said = match.groupdict()
+        entry = Entry(path=path, split=_split_name(recipe, said.get("split", "")))
+        entry.patient = said.get("patient", "")
+        if "label" in said:
+            entry.labels = [label_name(recipe, said["label"])]
+        for label, template in recipe.options["pairs"].items():
+            name = label_name(recipe, label.format_map(said))
+            pattern = template.format_map({key: escape(value) for key, value in said.items()})
+            found = files(root, pattern)
+            if not found and not recipe.options.get("sparse"):
+                found = [pattern]  # counted as missing when the image is opened
+            entry.masks += [(name, mask) for mask in found]
+        entries.append(entry)
+    return entries
+
+
 def instance_folders(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     """<id>/images/<id>.png with one binary mask per instance in <id>/masks (DSB2018).
 

@@ -145,6 +145,13 @@ STRUCTURES = {
     "anterior hippocampus": "海马前部",
     "posterior hippocampus": "海马后部",
     "hepatic vessel": "肝血管",
+    "retinal vessels": "视网膜血管",
+    "optic disc": "视盘",
+    "abdominal wall": "腹壁",
+    "inferior mesenteric artery": "肠系膜下动脉",
+    "intestinal veins": "肠静脉",
+    "ureter": "输尿管",
+    "vesicular glands": "精囊",
     "pulmonary annulus": "肺动脉瓣环",
     "pulmonary bifurcation": "肺动脉分叉",
     "pulmonary artery origin": "肺动脉起始部",
@@ -153,10 +160,24 @@ STRUCTURES = {
 _NO_ARTICLE = frozenset(("blood", NOT_AN_ORGAN))
 # Normal cells that are annotated to be counted; questions do not call them "the finding".
 _NORMAL_CELLS = frozenset(("red blood cell", "platelet", "nucleus", "cell nucleus"))
-_PLURAL_STRUCTURES = frozenset(("vertebrae", "intervertebral discs", "costal cartilages"))
+_PLURAL_STRUCTURES = frozenset(
+    (
+        "vertebrae",
+        "intervertebral discs",
+        "costal cartilages",
+        "retinal vessels",
+        "intestinal veins",
+    )
+    + ("vesicular glands",)
+)
 
 # Labels of the recipes for public datasets that phantoms and the data of the tests do not have.
 _PUBLIC_LABELS = {
+    "hard exudate": "硬性渗出",
+    "microaneurysm": "微动脉瘤",
+    "skin lesion": "皮肤病变",
+    "soft exudate": "软性渗出",
+    "thyroid nodule": "甲状腺结节",
     "Barrett's esophagus": "巴雷特食管",
     "abnormality": "异常",
     "actinic keratosis": "光化性角化病",

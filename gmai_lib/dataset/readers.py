@@ -104,6 +104,7 @@ READERS: dict[str, Callable[[Recipe, Path, Ledger], Iterator[Record]]] = {
     "voc": _image_reader(annotations.voc),
     "coco": _image_reader(annotations.coco),
     "mask_files": _image_reader(annotations.mask_files),
+    "mask_pairs": _image_reader(annotations.mask_pairs),
     "instance_folders": _image_reader(annotations.instance_folders),
     "vqa_json": _image_reader(annotations.vqa_json),
     "question_xml": _text_reader,
@@ -130,7 +131,7 @@ def _merged(entries: list[Entry]) -> list[Entry]:
 
 def _drop_unlisted(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger):
     """Count image and mask files that no annotation names."""
-    if "images" in recipe.options:
+    if "images" in recipe.options and recipe.reader != "mask_pairs":  # it has counted them
         listed = {entry.path for entry in entries}
         for path in annotations.files(root, recipe.options["images"]):
             if path not in listed:

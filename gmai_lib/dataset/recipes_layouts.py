@@ -477,6 +477,174 @@ TABLES = (
 )
 
 
+def _pairs(name, mark, path, pairs, modality, department, organ, **more) -> Recipe:
+    """A dataset of images and mask files; `pairs` says which file holds the mask of which label."""
+    options = {"path": path, "pairs": pairs, "images": more.pop("images"), "masks": more["masks"]}
+    del more["masks"]
+    keys = ("names", "sparse", "instances", "exhaustive", "no_annotation", "split_names")
+    options |= {key: more.pop(key) for key in keys if key in more}
+    fields = {"task": "disease diagnosis", "license": "unstated"} | more
+    return Recipe(
+        name=name,
+        reader="mask_pairs",
+        marks=(f"*/{mark}",),
+        modality=modality,
+        department=department,
+        organ=organ,
+        options=options,
+        **fields,
+    )
+
+
+MASKS = (
+    _pairs(
+        "kvasir_seg",
+        "masks/*.jpg",
+        r"images/(?P<name>[^/]+)\.jpg",
+        {"polyp": "masks/{name}.jpg"},
+        "endoscopy",
+        "gastroenterology and hepatology",
+        "gastrointestinal tract",
+        images="images/*.jpg",
+        masks="masks/*.jpg",
+        instances="components",
+        citation="Jha et al., Kvasir-SEG, MMM 2020, 10.1007/978-3-030-37734-2_37",
+        homepage="https://datasets.simula.no/kvasir-seg/",
+    ),
+    _pairs(
+        "cvc_clinicdb",
+        "Ground Truth/*.tif",
+        r"Original/(?P<name>\d+)\.tif",
+        {"polyp": "Ground Truth/{name}.tif"},
+        "endoscopy",
+        "gastroenterology and hepatology",
+        "colon",
+        images="Original/*.tif",
+        masks="Ground Truth/*.tif",
+        instances="components",
+        citation="Bernal et al., CMIG 2015, 10.1016/j.compmedimag.2015.02.007",
+        homepage="https://polyp.grand-challenge.org/CVCClinicDB/",
+    ),
+    _pairs(
+        "drive",
+        "training/1st_manual/*.gif",
+        r"(?P<split>training)/images/(?P<name>\d+)_training\.tif",
+        {"retinal vessels": "training/1st_manual/{name}_manual1.gif"},
+        "fundus",
+        "ophthalmology",
+        "retina",
+        images="training/images/*.tif",
+        masks="training/1st_manual/*.gif",
+        task="blood vessels recognition",
+        access="registration",
+        citation="Staal et al., IEEE TMI 2004, 10.1109/TMI.2004.825627",
+        homepage="https://drive.grand-challenge.org/",
+    ),
+    _pairs(
+        "isic2018_task1",
+        "ISIC2018_Task1_Training_GroundTruth/*_segmentation.png",
+        r"ISIC2018_Task1-2_(?P<split>Training|Validation|Test)_Input/(?P<name>ISIC_\d+)\.jpg",
+        {"skin lesion": "ISIC2018_Task1_{split}_GroundTruth/{name}_segmentation.png"},
+        "dermoscopy",
+        "dermatology",
+        "skin",
+        images="ISIC2018_Task1-2_*_Input/*.jpg",
+        masks="ISIC2018_Task1_*_GroundTruth/*.png",
+        citation="Codella et al., ISIC 2018, arXiv:1902.03368",
+        homepage="https://challenge.isic-archive.com/data/#2018",
+    ),
+    _pairs(
+        "busi",
+        "benign/benign (*)_mask.png",
+        r"(?P<label>benign|malignant|normal)/(?P<name>[a-z]+ \(\d+\))\.png",
+        {"{label}": "{label}/{name}_mask*.png"},  # _mask_1.png, ... are further lesions
+        "ultrasound",
+        "general surgery",
+        "breast",
+        images="*/*.png",
+        masks="*/*_mask*.png",
+        names={
+            "benign": "benign breast lesion",
+            "malignant": "malignant breast lesion",
+            "normal": NO_FINDING,
+        },
+        exhaustive=True,
+        no_annotation=NO_FINDING,
+        citation="Al-Dhabyani et al., Data in Brief 2020, 10.1016/j.dib.2019.104863",
+        homepage="https://scholar.cu.edu.eg/?q=afahmy/pages/dataset",
+    ),
+    _pairs(
+        "tn3k",
+        "trainval-mask/*.jpg",
+        r"(?P<split>trainval|test)-image/(?P<name>\d+)\.jpg",
+        {"thyroid nodule": "{split}-mask/{name}.jpg"},
+        "ultrasound",
+        "endocrinology",
+        "thyroid",
+        images="*-image/*.jpg",
+        masks="*-mask/*.jpg",
+        split_names={"trainval": "train"},
+        instances="components",
+        citation="Gong et al., Comput Biol Med 2023, 10.1016/j.compbiomed.2022.106389",
+        homepage="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",
+    ),
+    _pairs(
+        "idrid_segmentation",
+        "1. Original Images/a. Training Set/*.jpg",
+        r"1\. Original Images/(?P<set>[ab])\. (?P<split>Training|Testing) Set/"
+        r"(?P<name>IDRiD_\d+)\.jpg",
+        {
+            label: "2. All Segmentation Groundtruths/{set}. {split} Set/"
+            f"{folder}/{{name}}_{suffix}.tif"
+            for label, folder, suffix in (
+                ("microaneurysm", "1. Microaneurysms", "MA"),
+                ("hemorrhage", "2. Haemorrhages", "HE"),
+                ("hard exudate", "3. Hard Exudates", "EX"),
+                ("soft exudate", "4. Soft Exudates", "SE"),
+                ("optic disc", "5. Optic Disc", "OD"),
+            )
+        },
+        "fundus",
+        "ophthalmology",
+        "retina",
+        images="1. Original Images/*/*.jpg",
+        masks="2. All Segmentation Groundtruths/*/*/*.tif",
+        sparse=True,  # no file, no such lesion
+        instances="components",
+        access="registration",
+        citation="Porwal et al., IDRiD, Data 2018, 10.3390/data3030025",
+        homepage="https://idrid.grand-challenge.org/",
+    ),
+    _pairs(
+        "dsad",
+        "liver/*/mask*.png",
+        r"(?P<label>(?!multilabel)[a-z_]+)/(?P<patient>\d+)/image(?P<name>\d+)\.png",
+        {"{label}": "{label}/{patient}/mask{name}.png"},
+        "endoscopy",
+        "general surgery",
+        "abdomen",
+        images="*/*/*.png",
+        masks="*/*/mask*.png",
+        names={
+            "abdominal_wall": "abdominal wall",
+            "colon": "colon",
+            "inferior_mesenteric_artery": "inferior mesenteric artery",
+            "intestinal_veins": "intestinal veins",
+            "liver": "liver",
+            "pancreas": "pancreas",
+            "small_intestine": "small bowel",
+            "spleen": "spleen",
+            "stomach": "stomach",
+            "ureter": "ureter",
+            "vesicular_glands": "vesicular glands",
+        },
+        task="organ recognition",
+        citation="Carstens et al., Scientific Data 2023, 10.1038/s41597-022-01719-2",
+        homepage="https://doi.org/10.6084/m9.figshare.21702600",
+    ),
+)
+
+
 def _decathlon(task, modality, department, organ, names, window, purpose="disease diagnosis"):
     return Recipe(
         name=f"msd_{task.lower()}",
@@ -540,4 +708,4 @@ DECATHLON = (
     ),
 )
 
-LAYOUTS = CLASSES + TABLES + DECATHLON
+LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON
