@@ -378,8 +378,8 @@ LEXICON = {
 _SPREAD = frozenset(
     ("calcification", "hemorrhage", "bleeding", "exudate", "necrosis", "ulcer", "laser scar")
 )
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_CHINESE_NUMBERS = ("零", "一", "两", "三", "四", "五", "六", "七", "八", "九", "十")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+CHINESE_NUMBERS = ("零", "一", "两", "三", "四", "五", "六", "七", "八", "九", "十")
 _CHINESE_LOBES = {"upper": "上叶", "middle": "中叶", "lower": "下叶"}
 _CHINESE_SPINE = {"C": "颈椎", "T": "胸椎", "L": "腰椎", "S": "骶椎"}
 
@@ -454,11 +454,11 @@ def with_article(phrase: str) -> str:
 def quantity(name: str, count: int, language: str, adjective: str = "") -> str:
     """Return "a small nodule", "two nodules", "12 red blood cells"; Chinese with measure word."""
     if language == "zh":
-        number = _CHINESE_NUMBERS[count] if count <= 10 else count
+        number = CHINESE_NUMBERS[count] if count <= 10 else count
         return f"{number}{measure_word(name)}{adjective}{translate(name, 'zh')}"
     if count == 1:
         return indefinite(name, adjective)
-    number = _NUMBERS[count] if count <= 10 else str(count)
+    number = NUMBERS[count] if count <= 10 else str(count)
     return " ".join(filter(None, (number, adjective, plural(name))))
 
 

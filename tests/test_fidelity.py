@@ -1,0 +1,165 @@
+"""The fidelity gate on the writer's own text, on planted errors, and on sentences in free words."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from synthetic_records import blood_cells, nuclei, organs, phantom, tumor
+
+from gmai_lib.dataset.describe import Page, describe
+from gmai_lib.dataset.facts import extract
+from gmai_lib.dataset.fidelity import KINDS, check, plant
+from gmai_lib.schema import Fact
+
+RECORDS = [phantom(i) for i in range(160)] + [blood_cells(), nuclei(), organs(), tumor()]
+
+
+def test_faithful_descriptions_pass():
+    alarms, texts = [], 0
+    for number, made in enumerate(RECORDS):
+        facts = extract(made)
+        for language in ("en", "zh"):
+            page = Page(facts, language, Random(number))
+            text = page.text(describe(page, most=6))
+            texts += 1
+            alarms += [(text, problem) for problem in check(text, facts, language)]
+    assert texts > 300 and len(alarms) <= 0.02 * texts, alarms[:3]
+
+
+def test_planted_errors_are_caught():
+    total, missed = Counter(), []
+    for number, made in enumerate(RECORDS):
+        facts = extract(made)
+        for language in ("en", "zh"):
+            for kind, text in plant(facts, language, Random(number)):
+                total[kind] += 1
+                if not check(text, facts, language):
+                    missed.append((kind, text))
+    assert total.total() >= 500 and len(total) == 11, total
+    assert len(missed) <= 0.05 * total.total(), missed[:3]
+
+
+# One image: a single small nodule in the upper left of a lung CT; no mass and no effusion.
+FACTS = tuple(
+    Fact(id=f"f{number}", kind=kind, value=value, label=label)
+    for number, (kind, value, label) in enumerate(
+        [
+            ("modality", "CT", ""),
+            ("department", "pulmonary medicine", ""),
+            ("organ", "lung", ""),
+            ("label", "nodule", ""),
+            ("absent", "mass", ""),
+            ("absent", "effusion", ""),
+            ("box", "0.10 0.12 0.20 0.22", "nodule"),
+            ("side", "left", "nodule"),
+            ("place", "upper left", "nodule"),
+            ("size", "small", "nodule"),
+            ("count", "1", "nodule"),
+            ("severity", "mild", ""),
+        ]
+    )
+)
+# Written by hand, away from the templates: what a language model could say, right and wrong.
+FAITHFUL = {
+    "en": (
+        "On this CT of the chest, one small nodule sits in the upper left of the image.",
+        "A nodule, small in size, is present; there is neither a mass nor an effusion.",
+        "The lung contains a single nodule (left side of the picture).",
+        "Axial CT image through the lung. Small nodule, upper left.",
+        "No mass. No effusion. One nodule.",
+        "We can make out a small nodule on the left, with mild severity.",
+        "The study was requested by pulmonary medicine and shows a nodule.",
+        "There is a nodule without any mass nearby.",
+        "Findings: nodule. Location: upper left.",
+        "The nodule in the left half of this CT is small.",
+        "Look at the upper left: that is where the nodule is.",
+        "An image of the lung, made by CT.",
+        "The picture is free of effusion.",
+        "Both the organ (lung) and the finding (nodule) can be recognised.",
+    ),
+    "zh": (
+        "肺部CT图像，图像左上部可见一个较小的结节，未见肿块。",
+        "结节位于图像左侧，没有积液。",
+        "该CT显示肺内有一个结节。",
+        "病变为轻度，图中有结节。",
+        "未见肿块，未见积液，仅见结节。",
+    ),
+}
+WRONG = {
+    "en": (
+        ("modality", "This MR image of the lung shows a nodule."),
+        ("modality", "An X-ray with a small nodule in the upper left."),
+        ("modality", "The ultrasound demonstrates a nodule."),
+        ("organ", "A CT of the liver with one nodule."),
+        ("organ", "The nodule is in the right kidney."),
+        ("organ", "The brain and a nodule are shown on CT."),
+        ("department", "The case falls under dermatology."),
+        ("label", "There is a cyst in the upper left."),
+        ("label", "CT of the lung with a nodule and a pneumothorax."),
+        ("label", "The image shows pneumonia."),
+        ("label", "A mass can be seen on the left."),
+        ("label", "An effusion is visible next to the nodule."),
+        ("label", "The scan is normal: no abnormality is seen."),
+        ("label", "There is no finding in this image."),
+        ("absent", "No nodule is seen."),
+        ("absent", "The lung is clear, without a nodule."),
+        ("absent", "A nodule cannot be identified."),
+        ("absent", "There is neither a nodule nor a mass."),
+        ("side", "The nodule is on the right side of the image."),
+        ("side", "A small nodule in the right half of the picture."),
+        ("place", "The nodule lies in the lower right of the image."),
+        ("place", "In the center there is a nodule."),
+        ("place", "Upper right: one small nodule."),
+        ("count", "Two nodules are present."),
+        ("count", "We count 3 nodules in the lung."),
+        ("count", "Four small nodules can be seen."),
+        ("size", "A large nodule in the upper left."),
+        ("size", "The nodule is of medium size."),
+        ("severity", "The severity is severe."),
+        ("severity", "A moderate case with a nodule."),
+    ),
+    "zh": (
+        ("modality", "这是一幅肺的磁共振图像。"),
+        ("organ", "CT图像显示肝脏内有结节。"),
+        ("label", "图像左上部可见囊肿。"),
+        ("label", "可见肿块。"),
+        ("label", "图像未见异常。"),
+        ("absent", "未见结节。"),
+        ("side", "结节位于图像右侧。"),
+        ("place", "结节位于图像右下部。"),
+        ("count", "图中有两个结节。"),
+        ("size", "可见较大的结节。"),
+        ("severity", "病变为重度。"),
+        ("department", "该图像属于皮肤科。"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "language, text", [(lang, text) for lang, texts in FAITHFUL.items() for text in texts]
+)
+def test_free_wording_that_is_right_passes(language, text):
+    assert check(text, FACTS, language) == []
+
+
+@pytest.mark.parametrize(
+    "language, kind, text", [(lang, *pair) for lang, pairs in WRONG.items() for pair in pairs]
+)
+def test_free_wording_that_is_wrong_is_caught(language, kind, text):
+    problems = check(text, FACTS, language)
+    assert kind in {problem.kind for problem in problems}, problems
+    assert all(problem.kind in KINDS for problem in problems)
+
+
+def test_markup_is_not_text():
+    text = "<ref>nodule</ref><box>[[0.10, 0.12, 0.20, 0.22]]</box>"
+    assert check(text, FACTS, "en") == []
+    assert [p.said for p in check("<ref>cyst</ref>", FACTS, "en")] == ["cyst"]
+
+
+def test_a_problem_says_what_and_where():
+    (problem,) = check("A nodule. The nodule lies in the lower right of the image.", FACTS, "en")
+    assert str(problem) == (
+        "place 'lower right' is not in the annotation: "
+        "The nodule lies in the lower right of the image."
+    )
