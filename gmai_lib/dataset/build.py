@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
+from gmai_lib.dataset import fidelity
 from gmai_lib.dataset.facts import extract
 from gmai_lib.outputs import write_json
 from gmai_lib.schema import SPLITS, Ledger, Record, Sample, sample_features
@@ -65,6 +66,7 @@ def write_pairs(
                     "run curate.assign_splits first"
                 )
             samples = _samples_of(record, writer, seed, chinese_fraction)
+            samples = [sample for sample in samples if tally.accepts(record, sample)]
             tally.add(record, samples)
             for sample in samples:
                 shards[sample.split].add(sample)
@@ -171,7 +173,20 @@ class _Tally:
         self.counts: Counter = Counter()
         self.composition = {name: Counter() for name in COMPOSITION}
         self.records: Counter = Counter()  # (source, split)
+        self.checked, self.refused = 0, []  # by the fidelity gate
         self.ids: set[bytes] = set()  # of records, as 8-byte digests: the only thing that grows
+
+    def accepts(self, record: Record, sample: Sample) -> bool:
+        """Whether the sample says only what its facts say; a refused one is remembered."""
+        if record.report or record.qa:
+            return True
+        said = "\n".join(t["content"] for t in sample.conversations if t["role"] == "assistant")
+        problems = fidelity.check(said, sample.facts, sample.language)
+        self.checked += 1
+        if problems:
+            reasons = [{"kind": p.kind, "reason": str(p)} for p in problems]
+            self.refused.append({"id": sample.id, "reasons": reasons})
+        return not problems
 
     def add(self, record: Record, samples: list[Sample]):
         """Count one record and its samples."""
@@ -209,6 +224,7 @@ class _Tally:
                 name: dict(counter.most_common()) for name, counter in self.composition.items()
             },
             "ledger": self.ledger.rows(),
+            "fidelity": {"checked": self.checked, "refused": self.refused},
         }
 
 
