@@ -1,0 +1,125 @@
+"""Exports: the pairs as the original's LLaVA JSON, benchmark items as a VLMEvalKit TSV.
+
+    python -m gmai_lib.dataset.export outputs/mini/03_write_pairs/pairs path/to/folder
+
+Source: the field names of the authors' released `example_data.json` (image, conversations with
+from and value, id, width, height); VLMEvalKit's ImageMCQDataset (index, image as base64, question,
+A to D, answer, category; a short `image` is the index of the row whose image it shares).
+Departs: text-only samples have no image, width and height, which the example does not show.
+"""
+
+import argparse
+import base64
+import csv
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+_SPEAKERS = {"user": "human", "assistant": "gpt"}
+_LETTERS = "ABCDEFGH"
+TSV_COLUMNS = (
+    "index",
+    "image",
+    "question",
+    "A",
+    "B",
+    "C",
+    "D",
+    "answer",
+    "category",
+    "l2-category",
+)
+
+
+def llava_json(pairs: Path, out: Path) -> dict[str, int]:
+    """Write `<split>.json` and `images/` from the Parquet shards in `pairs`; return the counts.
+
+    Every image is written once, named by its content. An earlier export in `out` is replaced file
+    by file. Raises FileNotFoundError without shards.
+    """
+    import pyarrow.parquet as pq
+
+    pairs, out = Path(pairs), Path(out)
+    shards = sorted(pairs.glob("*-of-*.parquet"))
+    if not shards:
+        raise FileNotFoundError(f"{pairs} has no *.parquet shards; run notebook 03 first")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    counts: dict[str, int] = {}
+    columns = ["id", "images", "conversations", "width", "height"]
+    for split in dict.fromkeys(shard.name.split("-")[0] for shard in shards):
+        partial = out / f".{split}.json.partial"
+        with partial.open("w", encoding="utf-8") as file:
+            file.write("[")
+            for shard in (s for s in shards if s.name.startswith(f"{split}-")):
+                for batch in pq.ParquetFile(shard).iter_batches(500, columns=columns):
+                    for row in batch.to_pylist():
+                        file.write(",\n" if counts.get(split) else "\n")
+                        json.dump(_llava_row(row, out), file, ensure_ascii=False)
+                        counts[split] = counts.get(split, 0) + 1
+            file.write("\n]\n")
+        partial.rename(out / f"{split}.json")
+    return counts
+
+
+def _llava_row(row: dict, out: Path) -> dict:
+    turns = [{"from": _SPEAKERS[t["role"]], "value": t["content"]} for t in row["conversations"]]
+    names = [_save(image["bytes"], out) for image in row["images"]]
+    shown = {"image": names[0] if len(names) == 1 else names} if names else {}
+    size = {"width": row["width"], "height": row["height"]} if names else {}
+    return shown | {"conversations": turns, "id": row["id"]} | size
+
+
+def _save(data: bytes, out: Path) -> str:
+    ending = "png" if data.startswith(b"\x89PNG") else "jpg"
+    name = f"images/{hashlib.sha256(data).hexdigest()[:24]}.{ending}"
+    if not (out / name).exists():
+        (out / name).write_bytes(data)
+    return name
+
+
+def vlmeval_tsv(items: Iterable, path: Path) -> int:
+    """Write the multiple-choice items of one image as a TSV that VLMEvalKit loads; return how many.
+
+    `items` are benchmarks.Item. Other kinds are left out: ImageMCQDataset has no place for them.
+    Raises ValueError if there is none, or an item has more than four options.
+    """
+    path, rows, first = Path(path), [], {}
+    for item in items:
+        if item.kind != "multiple choice" or len(item.images) != 1:
+            continue
+        if len(item.options) > 4:
+            raise ValueError(f"item {item.id} has {len(item.options)} options; the TSV holds four")
+        number = len(rows)
+        source = first.setdefault(item.images[0], number)
+        shown = base64.b64encode(item.images[0]).decode() if source == number else str(source)
+        row = {"index": number, "image": shown, "question": item.question.split("\n")[0]}
+        row |= dict(zip(_LETTERS, item.options, strict=False))
+        row |= {"answer": item.answer, "category": item.source, "l2-category": item.modality}
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: no multiple-choice item with one image to write")
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, TSV_COLUMNS, delimiter="\t", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.rename(path)
+    return len(rows)
+
+
+def main(arguments: list[str] | None = None):
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pairs", type=Path, help="folder of Parquet shards")
+    parser.add_argument("out", type=Path, help="folder for <split>.json and images/")
+    parsed = parser.parse_args(arguments)
+    try:
+        counts = llava_json(parsed.pairs, parsed.out)
+    except OSError as error:
+        parser.error(str(error))
+    print(f"{', '.join(f'{n:,} {split}' for split, n in counts.items())} samples in {parsed.out}")
+
+
+if __name__ == "__main__":
+    main()
