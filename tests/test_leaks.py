@@ -25,7 +25,9 @@ def a_record(name, pixels, source="a", **more):
     data = pixels if isinstance(pixels, bytes) else images.to_png(pixels)
     height, width = images.decode(data).shape[:2]
     made = record(source=source, image=data, width=width, height=height)
-    return replace(made, id=name, labels=(), boxes=(), absent=(), patient="", volume="", sha256="", **more)
+    return replace(
+        made, id=name, labels=(), boxes=(), absent=(), patient="", volume="", sha256="", **more
+    )
 
 
 def resized(p):
