@@ -52,9 +52,10 @@ def test_every_set_is_found_and_read(tmp_path, recipe):
     for record in records:
         assert record.labels and not set(record.labels) & set(record.absent)
         assert bool(record.volume) == (planes == 3)
-    first = images.decode(records[0].image)
-    wanted = arrays["train_images"][0]
-    np.testing.assert_array_equal(first, wanted if planes == 1 else wanted[4])
+    stored = [plane for split in ("train", "val", "test") for plane in arrays[f"{split}_images"]]
+    for number, record in enumerate(records[::planes]):
+        wanted = stored[number] if planes == 1 else stored[number][4]
+        np.testing.assert_array_equal(images.decode(record.image), wanted)
     assert len({r.id for r in records}) == len(records)
 
 

@@ -73,6 +73,17 @@ def test_other_images_of_the_same_kind_are_not_leaks():
     assert len({row["item"] for row in leaks.find_leaks(training, tested)}) <= 3
 
 
+def test_a_near_hash_alone_is_no_leak(monkeypatch):
+    """PET phantoms hash alike, since all are one bright body; the pixels tell them apart."""
+    seeds = [np.random.default_rng(seed) for seed in range(60)]
+    pictures = [phantoms.draw("PET", rng).image for rng in seeds]
+    tested = [a_record(f"t{i}", p, "bench") for i, p in enumerate(pictures[:30])]
+    training = [a_record(f"r{i}", p) for i, p in enumerate(pictures[30:])]
+    assert leaks.find_leaks(training, tested) == []
+    monkeypatch.setattr(leaks, "MIN_CORRELATION", 0.0)
+    assert len({row["item"] for row in leaks.find_leaks(training, tested)}) > 5
+
+
 def test_bytes_patients_and_volumes():
     one, two, three = drawn(3)
     tested = [
