@@ -81,7 +81,7 @@ def test_a_near_hash_alone_is_no_leak(monkeypatch):
     training = [a_record(f"r{i}", p) for i, p in enumerate(pictures[30:])]
     assert leaks.find_leaks(training, tested) == []
     monkeypatch.setattr(leaks, "MIN_CORRELATION", 0.0)
-    assert len({row["item"] for row in leaks.find_leaks(training, tested)}) > 5
+    assert len({row["item"] for row in leaks.find_leaks(training, tested)}) >= 3
 
 
 def test_bytes_patients_and_volumes():
