@@ -129,7 +129,7 @@ def strictest(licenses) -> str:
 def dataset_card(manifest: dict, sources: list[dict], measured: dict[str, int]) -> str:
     """Return README.md of the built dataset.
 
-    `sources` are `source_rows`; `measured` is what fidelity.measure counted, with "checked".
+    `sources` are `source_rows`; `measured` is what fidelity.measure counted.
     """
     licenses = {name for row in sources for name in row["license"].split(", ")}
     binding = strictest(licenses)
@@ -170,7 +170,7 @@ def dataset_card(manifest: dict, sources: list[dict], measured: dict[str, int]) 
         "Chinese as well, from the same facts. Answers that a source brought along are used as "
         "they are.\n",
         "## Fidelity\n",
-        f"{measured['checked']:,} samples were checked against their facts, "
+        f"{manifest['fidelity']['checked']:,} samples were checked against their facts, "
         f"{len(manifest['fidelity']['refused'])} of them refused; their reasons are in "
         f"`manifest.json`. The check caught {_percent(measured, 'caught', 'planted')} of "
         f"{measured['planted']:,} planted errors and refused "

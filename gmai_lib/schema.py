@@ -8,6 +8,7 @@ Boxes are x1, y1, x2, y2 as fractions of image width and height, origin top left
 Sides and places are those of the *image frame* as displayed, not of the patient.
 """
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
@@ -180,6 +181,11 @@ class Record:
                 raise ValueError(
                     f"record {self.id}: {name}={getattr(self, name)!r} is not one of {allowed}"
                 )
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of `image`, also before curation has filled it in; the record needs one."""
+        return self.sha256 or hashlib.sha256(self.image).hexdigest()
 
     def to_row(self) -> dict:
         """Flatten for Parquet: nested annotation as JSON text, the rest as columns."""

@@ -221,3 +221,33 @@ def test_another_writer_only_needs_name_and_write(tmp_path):
     manifest = write([phantom(0)], tmp_path, writer=Fixed())
     assert manifest["writer"] == "model-x+prompt-abc"
     assert manifest["composition"]["writer"] == {"model-x+prompt-abc": manifest["num_samples"]}
+
+
+class Liar(TemplateWriter):
+    """Calls everything a PET image: always, or in captions only."""
+
+    def __init__(self, *, always: bool):
+        super().__init__(0)
+        self.always = always
+
+    def write(self, record, facts, *, language):
+        samples = super().write(record, facts, language=language)
+        lie = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "A PET image."})
+        return [
+            replace(s, conversations=lie) if self.always or s.subset == "caption" else s
+            for s in samples
+        ]
+
+
+def test_a_text_the_facts_do_not_support_is_refused_with_its_reason(tmp_path):
+    made = split_over([record("a", labels=("nodule",)), record("b", labels=("cyst",))])
+    manifest = write(made, tmp_path / "some", writer=Liar(always=False), chinese_fraction=0)
+    refused = manifest["fidelity"]["refused"]
+    assert {row["id"] for row in refused} == {f"{r.id}#caption#en" for r in made}
+    (reason,) = refused[0]["reasons"]
+    assert reason["kind"] == "modality" and "'PET' is not in the annotation" in reason["reason"]
+    assert {row["subset"] for row in manifest["counts"]} & {"caption"} == set()
+    assert manifest["num_samples"] == manifest["fidelity"]["checked"] - 2
+    manifest = write(made, tmp_path / "all", writer=Liar(always=True), chinese_fraction=0)
+    (lost,) = [row for row in manifest["ledger"] if row["outcome"] != "kept"]
+    assert lost["outcome"] == "every text was refused" and lost["count"] == 2

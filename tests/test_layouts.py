@@ -474,3 +474,11 @@ def test_every_term_of_a_recipe_has_a_chinese_name():
         for term in filter(None, terms):
             translate(readable(term), "zh", unknown)
     assert not unknown
+
+
+def test_a_blank_between_separators_is_no_finding(tmp_path):
+    folder, files, tables = TREES["nih_chestxray14"]
+    text = tables["Data_Entry_2017_v2020.csv"].replace("Cardiomegaly|", "Cardiomegaly| |")
+    plant(tmp_path / folder, files, {"Data_Entry_2017_v2020.csv": text})
+    _, (first, _), _ = read(tmp_path / folder)
+    assert first.labels == ("cardiomegaly", "emphysema")

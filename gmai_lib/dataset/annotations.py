@@ -38,7 +38,7 @@ from gmai_lib.outputs import read_json
 from gmai_lib.schema import NO_FINDING, Ledger, QuestionAnswer
 
 XML_ERRORS = (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError)
-_SPLITS = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
+SPLIT_WORDS = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
 
 
 def files(root: Path, pattern: str) -> list[str]:
@@ -63,7 +63,7 @@ def class_folders(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
             continue
         said = match.groupdict()
         entry = Entry(path=path, labels=[label_name(recipe, said["label"])])
-        entry.split = _split_name(recipe, said.get("split", ""))
+        entry.split = split_name(recipe, said.get("split", ""))
         entry.organ = said.get("organ", "").lower()
         entry.patient = said.get("patient", "")
         entries.append(entry)
@@ -89,7 +89,9 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         entry = Entry(path=template.format_map(row))
         _say(recipe, entry, row)
         finding = _cell(recipe, row, "finding")
-        entry.labels = [label_name(recipe, part) for part in finding.split(separator) if part]
+        entry.labels = [
+            label_name(recipe, part) for part in finding.split(separator) if part.strip()
+        ]
         entry.severity = recipe.options.get("grades", {}).get(finding, entry.severity)
         if template.startswith("**/"):
             candidates = paths_of[PurePosixPath(entry.path).name]
@@ -208,7 +210,7 @@ def mask_pairs(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
                 ledger.drop(recipe.name, STEP, "path does not fit the pairs", path)
             continue
         said = match.groupdict()
-        entry = Entry(path=path, split=_split_name(recipe, said.get("split", "")))
+        entry = Entry(path=path, split=split_name(recipe, said.get("split", "")))
         entry.patient = said.get("patient", "")
         if "label" in said:
             entry.labels = [label_name(recipe, said["label"])]
@@ -338,7 +340,7 @@ def _split_lists(folder: Path) -> dict[str, str]:
         path = folder / f"{name}.txt"
         if path.is_file():
             stems = path.read_bytes().decode("utf-8", "replace").split()
-            split_of |= dict.fromkeys(stems, _SPLITS.get(name, name))
+            split_of |= dict.fromkeys(stems, SPLIT_WORDS.get(name, name))
     return split_of
 
 
@@ -386,9 +388,10 @@ def _cell(recipe: Recipe, row: dict[str, str], name: str) -> str:
     return " ".join(row.get(header, "").split())
 
 
-def _split_name(recipe: Recipe, said: str) -> str:
+def split_name(recipe: Recipe, said: str) -> str:
+    """Return train, validation or test for what a layout calls a split; "" stays ""."""
     own = recipe.options.get("split_names", {})
-    return own[said] if said in own else _SPLITS.get(said.lower(), said.lower())
+    return own[said] if said in own else SPLIT_WORDS.get(said.lower(), said.lower())
 
 
 def _say(recipe: Recipe, entry: Entry, row: dict[str, str]):
@@ -398,7 +401,7 @@ def _say(recipe: Recipe, entry: Entry, row: dict[str, str]):
         if value:
             setattr(entry, name, value.lower() if name == "organ" else value)
     if "split" in recipe.options.get("columns", {}):
-        entry.split = _split_name(recipe, _cell(recipe, row, "split"))
+        entry.split = split_name(recipe, _cell(recipe, row, "split"))
 
 
 def _add_table(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger) -> dict[str, str]:

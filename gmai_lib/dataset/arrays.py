@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from gmai_lib.dataset import images
-from gmai_lib.dataset.recipes import Recipe
+from gmai_lib.dataset.annotations import split_name
 from gmai_lib.dataset.records import STEP, drop_annotation, new_record, others
-from gmai_lib.schema import NO_FINDING, Ledger, Record
+from gmai_lib.dataset.volumes import select_slices
+from gmai_lib.schema import NO_FINDING, Ledger, Recipe, Record
 
-_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+_SPLITS = ("train", "val", "test")
 _ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError)
 
 
@@ -62,11 +63,12 @@ def _split(recipe: Recipe, archive, name: str, split: str, ledger: Ledger) -> It
             ledger.drop(recipe.name, STEP, "label number is not in the list", path)
             drop_annotation(recipe, "item dropped: label number is not in the list", path, ledger)
             continue
-        more = {"labels": said, "severity": grade, "split": _SPLITS[split]}
+        more = {"labels": said, "severity": grade, "split": split_name(recipe, split)}
         more["absent"] = others(known, said)
         planes = {"": picture}
         if recipe.options.get("axis"):
-            planes = {f"#{i}": picture[i] for i in _evenly(len(picture), recipe)}
+            chosen = select_slices([0.0] * len(picture), recipe.options.get("slices", 3))
+            planes = {f"#{i}": picture[i] for i in chosen}
             more["volume"] = path
         for suffix, plane in planes.items():
             yield new_record(
@@ -117,8 +119,3 @@ def _rows(archive: zipfile.ZipFile, name: str) -> Iterator[np.ndarray]:
             if len(data) < size:
                 raise ValueError(f"{name} ends after {number} of {shape[0]} images")
             yield np.frombuffer(data, dtype).reshape(shape[1:])
-
-
-def _evenly(length: int, recipe: Recipe) -> list[int]:
-    wanted = min(recipe.options.get("slices", 3), length)
-    return [int((i + 0.5) * length / wanted) for i in range(wanted)]

@@ -65,9 +65,9 @@ def write_pairs(
                     f"record {record.id} has split {record.split!r}, not one of {SPLITS}: "
                     "run curate.assign_splits first"
                 )
-            samples = _samples_of(record, writer, seed, chinese_fraction)
-            samples = [sample for sample in samples if tally.accepts(record, sample)]
-            tally.add(record, samples)
+            written = _samples_of(record, writer, seed, chinese_fraction)
+            samples = [sample for sample in written if tally.accepts(record, sample)]
+            tally.add(record, samples, refused=len(written) - len(samples))
             for sample in samples:
                 shards[sample.split].add(sample)
         names = [name for split in SPLITS for name in shards[split].close()]
@@ -188,8 +188,8 @@ class _Tally:
             self.refused.append({"id": sample.id, "reasons": reasons})
         return not problems
 
-    def add(self, record: Record, samples: list[Sample]):
-        """Count one record and its samples."""
+    def add(self, record: Record, samples: list[Sample], *, refused: int):
+        """Count one record, its samples and whether some of them were refused."""
         digest = hashlib.blake2b(record.id.encode(), digest_size=8).digest()
         if digest in self.ids or len({sample.id for sample in samples}) < len(samples):
             raise ValueError(
@@ -200,7 +200,8 @@ class _Tally:
             self.ledger.keep(record.source, STEP)
             self.records[record.source, record.split] += 1
         else:
-            self.ledger.drop(record.source, STEP, _why_empty(record), record.id)
+            reason = "every text was refused" if refused else _why_empty(record)
+            self.ledger.drop(record.source, STEP, reason, record.id)
         for sample in samples:
             self.counts[tuple(getattr(sample, name) for name in COUNTED)] += 1
             for name, counter in self.composition.items():

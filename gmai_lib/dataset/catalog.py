@@ -2,7 +2,7 @@
 
     table = catalog.load()                                  # pandas, one row per dataset
     catalog.find(table, modality="fundus", access="open", annotation="segmentation")
-    catalog.coverage(table, "modality", "department")       # how many datasets per pair
+    catalog.coverage(table, "modalities", "department")     # how many datasets per pair
     python -m gmai_lib.dataset.catalog --modality fundus --access open
 
 `catalog.csv` holds facts from public lists (Project Imaging-X, Awesome-Medical-Dataset, MedMNIST)

@@ -259,13 +259,20 @@ def _groups(records: list[Record]) -> list[int]:
 
     first: dict[tuple, int] = {}
     for i, record in enumerate(records):
-        keys = [("id", record.id)]
-        keys += [("patient", record.source, record.patient)] if record.patient else []
-        keys += [("volume", record.source, record.volume)] if record.volume else []
-        keys += [("bytes", record.sha256)] if record.sha256 else []
-        for key in keys:
+        for key in [("id", record.id), *linking_keys(record, record.sha256)]:
             parent[root(i)] = root(first.setdefault(key, i))
     return [root(i) for i in range(len(records))]
+
+
+def linking_keys(record: Record, digest: str) -> list[tuple[str, ...]]:
+    """Return what a record shares with those it must not be divided from.
+
+    ("patient", source, patient), ("volume", source, volume) and ("bytes", digest), each only
+    where it is known; `digest` is of the image, "" without one.
+    """
+    keys = [("patient", record.source, record.patient)] if record.patient else []
+    keys += [("volume", record.source, record.volume)] if record.volume else []
+    return keys + ([("bytes", digest)] if digest else [])
 
 
 def _first(group: list[Record]) -> Record:

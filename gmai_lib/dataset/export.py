@@ -16,8 +16,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from gmai_lib.outputs import atomic
+
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
-_LETTERS = "ABCDEFGH"
 TSV_COLUMNS = (
     "index",
     "image",
@@ -44,12 +45,13 @@ def llava_json(pairs: Path, out: Path) -> dict[str, int]:
     shards = sorted(pairs.glob("*-of-*.parquet"))
     if not shards:
         raise FileNotFoundError(f"{pairs} has no *.parquet shards; run notebook 03 first")
-    (out / "images").mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     columns = ["id", "images", "conversations", "width", "height"]
     for split in dict.fromkeys(shard.name.split("-")[0] for shard in shards):
-        partial = out / f".{split}.json.partial"
-        with partial.open("w", encoding="utf-8") as file:
+        with (
+            atomic(out / f"{split}.json") as partial,
+            partial.open("w", encoding="utf-8") as file,
+        ):
             file.write("[")
             for shard in (s for s in shards if s.name.startswith(f"{split}-")):
                 for batch in pq.ParquetFile(shard).iter_batches(500, columns=columns):
@@ -58,7 +60,6 @@ def llava_json(pairs: Path, out: Path) -> dict[str, int]:
                         json.dump(_llava_row(row, out), file, ensure_ascii=False)
                         counts[split] = counts.get(split, 0) + 1
             file.write("\n]\n")
-        partial.rename(out / f"{split}.json")
     return counts
 
 
@@ -74,7 +75,8 @@ def _save(data: bytes, out: Path) -> str:
     ending = "png" if data.startswith(b"\x89PNG") else "jpg"
     name = f"images/{hashlib.sha256(data).hexdigest()[:24]}.{ending}"
     if not (out / name).exists():
-        (out / name).write_bytes(data)
+        with atomic(out / name) as partial:
+            partial.write_bytes(data)
     return name
 
 
@@ -94,17 +96,15 @@ def vlmeval_tsv(items: Iterable, path: Path) -> int:
         source = first.setdefault(item.images[0], number)
         shown = base64.b64encode(item.images[0]).decode() if source == number else str(source)
         row = {"index": number, "image": shown, "question": item.question.split("\n")[0]}
-        row |= dict(zip(_LETTERS, item.options, strict=False))
+        row |= dict(zip("ABCD", item.options, strict=False))
         row |= {"answer": item.answer, "category": item.source, "l2-category": item.modality}
         rows.append(row)
     if not rows:
         raise ValueError(f"{path}: no multiple-choice item with one image to write")
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
+    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, TSV_COLUMNS, delimiter="\t", restval="")
         writer.writeheader()
         writer.writerows(rows)
-    partial.rename(path)
     return len(rows)
 
 

@@ -109,7 +109,6 @@ class _Known:
     """What the facts allow a sentence to say."""
 
     def __init__(self, facts: tuple[Fact, ...]):
-        self.facts = facts
         values = {kind: {f.value for f in facts if f.kind == kind} for kind in KINDS}
         self.values = values
         boxes = [f for f in facts if f.kind == "box"]

@@ -13,7 +13,6 @@ Paper: section 3.1 compares MD5 of images with two benchmarks. Departs: MD5 miss
 was encoded again, and says nothing of patients.
 """
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from gmai_lib.dataset import images
+from gmai_lib.dataset.curate import linking_keys
 from gmai_lib.schema import Record
 
 REASONS = ("same bytes", "same patient", "same volume", "looks the same", "same text")
@@ -79,7 +79,7 @@ def _keys(training: list[Record], tested: list[Record]) -> list[dict]:
         for key in _keys_of(record):
             index[key].append(record)
     return [
-        _row(test, train, key[0], key[-1])
+        _row(test, train, f"same {key[0]}", key[-1])
         for test in tested
         for key in _keys_of(test)
         for train in index[key]
@@ -88,13 +88,7 @@ def _keys(training: list[Record], tested: list[Record]) -> list[dict]:
 
 
 def _keys_of(record: Record) -> list[tuple[str, ...]]:
-    keys = []
-    if record.image is not None:
-        digest = record.sha256 or hashlib.sha256(record.image).hexdigest()
-        keys.append(("same bytes", digest))
-    keys += [("same patient", record.source, record.patient)] if record.patient else []
-    keys += [("same volume", record.source, record.volume)] if record.volume else []
-    return keys
+    return linking_keys(record, record.digest if record.image is not None else "")
 
 
 def _alike(training: list[Record], tested: list[Record]) -> list[dict]:

@@ -21,13 +21,13 @@ from pathlib import Path
 from defusedxml.ElementTree import parse
 
 from gmai_lib.dataset import readers
-from gmai_lib.dataset.annotations import XML_ERRORS, files
+from gmai_lib.dataset.annotations import SPLIT_WORDS, XML_ERRORS, files
 from gmai_lib.dataset.planes import dicom_header
 from gmai_lib.dataset.recipes import RECIPES, Recipe, matches
-from gmai_lib.schema import MODALITIES, TASKS, Ledger
+from gmai_lib.schema import MODALITIES, SPLITS, TASKS, Ledger
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif")
-SPLITS = "train|training|val|validation|valid|test|testing"
+_SPLIT = re.compile("|".join((*SPLIT_WORDS, *SPLITS)), re.IGNORECASE)
 ASK = "?"  # what only a person can fill in
 # How tables call what the reader calls finding and patient, the surest first.
 _COLUMNS = {
@@ -142,7 +142,7 @@ def _questions(root: Path, paths: list[str]):
         if name in images:
             home = images[name][0].rpartition("/")[0] or "."
             split = re.search("train|val|test", Path(path).stem.lower())
-            indexes[path] = {"val": "validation"}.get(split[0], split[0]) if split else ""
+            indexes[path] = SPLIT_WORDS.get(split[0], split[0]) if split else ""
     if indexes:
         options = {"indexes": indexes, "folder": home, "images": f"{home}/*"}
         because = f"{', '.join(indexes)}: lists of image_name, question, answer"
@@ -157,11 +157,10 @@ def _xml(root: Path, paths: list[str]):
         tree = parse(root / sheets[0]).getroot()
     except XML_ERRORS:
         return
-    depth = "/".join(["*"] * sheets[0].count("/"))
-    pattern = f"{depth}/*.xml" if depth else "*.xml"
+    pattern = "*/" * sheets[0].count("/") + "*.xml"
     if tree.find(".//bndbox") is not None or tree.tag == "annotation":
         home = Path(sheets[0]).parent.as_posix()
-        pictures = Counter(Path(p).parent.as_posix() for p in paths if p.lower().endswith(IMAGES))
+        pictures = Counter(Path(path).parent.as_posix() for path in _pictures(paths))
         if pictures:
             folder = pictures.most_common(1)[0][0]
             options = {"annotations": f"{home}/*.xml", "folder": folder, "images": f"{folder}/*"}
@@ -175,7 +174,7 @@ def _instances(root: Path, paths: list[str]):
     homes = {path.split("/masks/")[0] for path in paths if "/masks/" in path}
     homes &= {path.split("/images/")[0] for path in paths if "/images/" in path}
     if len(homes) > 1:
-        pattern = "/".join(["*"] * (min(homes).count("/") + 1))
+        pattern = "*/" * min(homes).count("/") + "*"
         because = f"{len(homes)} folders with images/ and masks/ of one instance each"
         options = {"folders": pattern, "label": ASK}
         yield "instance_folders", options, f"{pattern}/masks/*", because
@@ -183,7 +182,7 @@ def _instances(root: Path, paths: list[str]):
 
 def _table(root: Path, paths: list[str]):
     """A table with a finding or a report per image; one of patients alone says too little."""
-    pictures = [path for path in paths if path.lower().endswith(IMAGES)]
+    pictures = _pictures(paths)
     names = {Path(path).name: path for path in pictures}
     stems = {Path(path).stem: path for path in pictures}
     for path, rows in _tables(root, paths):
@@ -242,7 +241,7 @@ def _columns(header: list[str]) -> dict[str, str]:
 
 
 def _class_folders(root: Path, paths: list[str]):
-    pictures = [path for path in paths if path.lower().endswith(IMAGES)]
+    pictures = _pictures(paths)
     depths = Counter(path.count("/") for path in pictures)
     if not depths or not depths.most_common(1)[0][0]:
         return
@@ -254,13 +253,11 @@ def _class_folders(root: Path, paths: list[str]):
         return
     groups = []
     for level in range(depth - 1):
-        values = {parts[level].lower() for parts in alike}
-        split = all(re.fullmatch(SPLITS, value) for value in values)
-        groups.append(
-            f"(?P<split>{'|'.join(sorted({p[level] for p in alike}))})" if split else "[^/]+"
-        )
+        values = sorted({parts[level] for parts in alike})
+        split = all(_SPLIT.fullmatch(value) for value in values)
+        groups.append(f"(?P<split>{'|'.join(values)})" if split else "[^/]+")
     pattern = "/".join([*groups, "(?P<label>[^/]+)", "[^/]+"])
-    glob = "/".join(["*"] * (depth + 1))
+    glob = "*/" * depth + "*"
     shown = ", ".join(f"{name} {n}" for name, n in classes.most_common(6))
     options = {"images": glob, "path": pattern} | _boxes(root, paths)
     yield "class_folders", options, glob, f"folders as classes: {shown}"
@@ -294,7 +291,7 @@ def _series(root: Path, paths: list[str]):
         if key:
             options |= {"table": path, "key": key}
     because = f"{len(series)} folders of a DICOM series each, with its mask in {mask}"
-    yield "dicom_series", options, slices[0].replace(slices[0].split("/")[0], "*", 1), because
+    yield "dicom_series", options, f"*/{Path(slices[0]).name}", because
 
 
 def _dicom(root: Path, paths: list[str]):
@@ -320,10 +317,13 @@ def _json(path: Path):
 
 def _by_name(paths: list[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for path in paths:
-        if path.lower().endswith(IMAGES):
-            found.setdefault(Path(path).name, []).append(path)
+    for path in _pictures(paths):
+        found.setdefault(Path(path).name, []).append(path)
     return found
+
+
+def _pictures(paths: list[str]) -> list[str]:
+    return [path for path in paths if path.lower().endswith(IMAGES)]
 
 
 def main(arguments: list[str] | None = None):

@@ -47,12 +47,12 @@ def mostly_placed(rows: list[dict], number: int) -> list[dict]:
     Fewer rows of either kind are made up for by the other; fewer rows in all are all returned.
     """
     placed, others = [], []
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         has_place = any(fact["kind"] == "place" for fact in row["facts"])
-        (placed if has_place else others).append(place)
+        (placed if has_place else others).append(index)
     most = max(round(PLACED_SHARE * number), number - len(others))
     chosen = placed[:most]
-    return [rows[place] for place in sorted(chosen + others[: number - len(chosen)])]
+    return [rows[index] for index in sorted(chosen + others[: number - len(chosen)])]
 
 
 def reading_practice(rows, *, seed: int) -> list[dict]:

@@ -48,6 +48,9 @@ _MODALITIES = {
     "oct": "OCT",
 }
 
+# Formats whose image files are their own index; they have counted what does not fit.
+_OWN_INDEX = ("class_folders", "mask_pairs")
+
 
 def read(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
     """Yield the records of the dataset at `root`, counting everything in `ledger`.
@@ -72,8 +75,7 @@ def _image_reader(parse: Callable) -> Callable:
 
     def reader(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
         entries = _merged(parse(recipe, root, ledger))
-        if recipe.reader != "class_folders":  # there the files themselves are the index
-            _drop_unlisted(recipe, root, entries, ledger)
+        _drop_unlisted(recipe, root, entries, ledger)
         vocabulary = defaultdict(set)
         if recipe.options.get("exhaustive"):
             for entry in entries:
@@ -131,7 +133,7 @@ def _merged(entries: list[Entry]) -> list[Entry]:
 
 def _drop_unlisted(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger):
     """Count image and mask files that no annotation names."""
-    if "images" in recipe.options and recipe.reader != "mask_pairs":  # it has counted them
+    if "images" in recipe.options and recipe.reader not in _OWN_INDEX:
         listed = {entry.path for entry in entries}
         for path in annotations.files(root, recipe.options["images"]):
             if path not in listed:

@@ -8,6 +8,8 @@ Sources of the layouts: the owners' pages, and where these are silent, what seve
 public loaders agree on (torchxrayvision, torch-em, TensorFlow Datasets, eva, PyHealth).
 """
 
+from dataclasses import fields
+
 from gmai_lib.schema import NO_FINDING, Recipe
 
 _KERMANY = "Kermany et al., Cell 2018, 10.1016/j.cell.2018.02.010"
@@ -17,38 +19,59 @@ _RETINOPATHY = {"0": NO_FINDING} | dict.fromkeys("1234", "diabetic retinopathy")
 _GRADES = {"1": "mild", "2": "moderate", "3": "severe", "4": "proliferative"}
 
 
-def _folders(name, mark, path, modality, department, organ, names, **more) -> Recipe:
-    """A dataset whose folders (or file names) are its classes; `path` says which part is which."""
-    options = {"path": path, "names": names, "images": more.pop("images"), "exhaustive": True}
-    options |= {key: more.pop(key) for key in ("split_names", "volume") if key in more}
-    fields = {"task": "disease diagnosis", "license": "unstated"} | more
+_FIELDS = {field.name for field in fields(Recipe)}
+
+
+def _recipe(reader: str, name: str, marks: tuple[str, ...], modality, department, organ, **more):
+    """A recipe in which what is no field of it is an option of its reader."""
+    stated = {"task": "disease diagnosis", "license": "unstated"}
+    stated |= {key: value for key, value in more.items() if key in _FIELDS}
     return Recipe(
         name=name,
-        reader="class_folders",
-        marks=(f"*/{mark}",),
+        reader=reader,
+        marks=marks,
         modality=modality,
         department=department,
         organ=organ,
-        options=options,
-        **fields,
+        options={key: value for key, value in more.items() if key not in _FIELDS},
+        **stated,
     )
+
+
+def _folders(name, mark, path, modality, department, organ, names, **more) -> Recipe:
+    """A dataset whose folders (or file names) are its classes; `path` says which part is which."""
+    more |= {"path": path, "names": names, "exhaustive": True}
+    return _recipe("class_folders", name, (f"*/{mark}",), modality, department, organ, **more)
 
 
 def _rows(name, mark, table, file, modality, department, organ, columns, **more) -> Recipe:
     """A dataset with one table row per image."""
-    options = {"table": table, "file": file, "columns": columns, "images": more.pop("images")}
-    keys = ("names", "grades", "separator", "exhaustive", "split_names", "volume")
-    options |= {key: more.pop(key) for key in keys if key in more}
-    fields = {"task": "disease diagnosis", "license": "unstated"} | more
-    return Recipe(
-        name=name,
-        reader="table",
-        marks=(f"*/{mark}", f"*/{table}"),
-        modality=modality,
-        department=department,
-        organ=organ,
-        options=options,
-        **fields,
+    marks = (f"*/{mark}", f"*/{table}")
+    more |= {"table": table, "file": file, "columns": columns}
+    return _recipe("table", name, marks, modality, department, organ, **more)
+
+
+def _pairs(name, mark, path, pairs, modality, department, organ, **more) -> Recipe:
+    """A dataset of images and mask files; `pairs` says which file holds the mask of which label."""
+    more |= {"path": path, "pairs": pairs}
+    return _recipe("mask_pairs", name, (f"*/{mark}",), modality, department, organ, **more)
+
+
+def _decathlon(task, modality, department, organ, names, window, purpose="disease diagnosis"):
+    return _recipe(
+        "nnunet",
+        f"msd_{task.lower()}",
+        (f"{task}/imagesTr/*", f"{task}/dataset.json"),
+        modality,
+        department,
+        organ,
+        task=purpose,
+        license="CC-BY-SA-4.0",
+        citation=_MSD,
+        homepage="http://medicaldecathlon.com/",
+        instances="components",
+        names=names,
+        window=window,
     )
 
 
@@ -477,25 +500,6 @@ TABLES = (
 )
 
 
-def _pairs(name, mark, path, pairs, modality, department, organ, **more) -> Recipe:
-    """A dataset of images and mask files; `pairs` says which file holds the mask of which label."""
-    options = {"path": path, "pairs": pairs, "images": more.pop("images"), "masks": more["masks"]}
-    del more["masks"]
-    keys = ("names", "sparse", "instances", "exhaustive", "no_annotation", "split_names")
-    options |= {key: more.pop(key) for key in keys if key in more}
-    fields = {"task": "disease diagnosis", "license": "unstated"} | more
-    return Recipe(
-        name=name,
-        reader="mask_pairs",
-        marks=(f"*/{mark}",),
-        modality=modality,
-        department=department,
-        organ=organ,
-        options=options,
-        **fields,
-    )
-
-
 MASKS = (
     _pairs(
         "kvasir_seg",
@@ -643,22 +647,6 @@ MASKS = (
         homepage="https://doi.org/10.6084/m9.figshare.21702600",
     ),
 )
-
-
-def _decathlon(task, modality, department, organ, names, window, purpose="disease diagnosis"):
-    return Recipe(
-        name=f"msd_{task.lower()}",
-        reader="nnunet",
-        marks=(f"{task}/imagesTr/*", f"{task}/dataset.json"),
-        modality=modality,
-        department=department,
-        task=purpose,
-        organ=organ,
-        license="CC-BY-SA-4.0",
-        citation=_MSD,
-        homepage="http://medicaldecathlon.com/",
-        options={"instances": "components", "names": names, "window": window},
-    )
 
 
 # The three-dimensional tasks; tasks 1 and 5 have several channels in one file.

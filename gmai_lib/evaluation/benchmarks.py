@@ -165,9 +165,9 @@ def _informative(records: list[Record], vocabulary: "_Vocabulary") -> list["_Dra
 def _held_out(records: list[Record], split: str) -> list[Record]:
     """Records of `split` with an image; ValueError if such an image is in another split too."""
     chosen = [r for r in records if r.split == split and r.image is not None]
-    others = {_digest(r): r for r in records if r.split not in (split, "") and r.image is not None}
+    others = {r.digest: r for r in records if r.split not in (split, "") and r.image is not None}
     for record in chosen:
-        if other := others.get(_digest(record)):
+        if other := others.get(record.digest):
             raise ValueError(
                 f"{record.id} is in split {split!r}, but the same image is {other.id} in split "
                 f"{other.split!r}: assign the splits anew (dataset.curate)"
@@ -178,10 +178,6 @@ def _held_out(records: list[Record], split: str) -> list[Record]:
 def _group(record: Record) -> str:
     """Slices of one volume show the same thing; other images stand for themselves."""
     return f"{record.source}#{record.volume}" if record.volume else record.id
-
-
-def _digest(record: Record) -> str:
-    return record.sha256 or hashlib.sha256(record.image).hexdigest()
 
 
 class _Vocabulary:
