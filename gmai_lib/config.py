@@ -61,7 +61,7 @@ class StandInConfig:
     vision_batch_size: int  # image-text pairs per step; the negatives of each other
     vision_learning_rate: float
     language_steps: int  # optimizer steps of next-token pretraining on text
-    language_batch_size: int  # conversations per step
+    language_batch_tokens: int  # per step, with padding
     language_learning_rate: float
 
 
@@ -324,9 +324,9 @@ def mini() -> Profile:
             vision_steps=550,
             vision_batch_size=64,
             vision_learning_rate=2e-3,
-            language_steps=350,
-            language_batch_size=24,
-            language_learning_rate=8e-3,
+            language_steps=540,
+            language_batch_tokens=5000,
+            language_learning_rate=5e-3,
         ),
         stages=(shallow, deep, instruct),
         data=DataConfig(

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import asdict
 
 from gmai_lib.dataset import practice
+from gmai_lib.dataset.lexicon import translate
 from gmai_lib.schema import Fact
 
 FACTS = [
@@ -93,3 +94,41 @@ def test_terms_are_the_values_of_facts_in_both_languages():
     assert len(terms) == len(set(terms))
     assert practice.terms([facts], most=3)[:3] == ["yes", "no", "CT"]
     assert "liver" not in practice.terms([facts], most=3)
+
+
+def lesson_rows():
+    named = ["cyst", "mass", "nodule", "polyp"]
+    rows = []
+    for n, label in enumerate(named):
+        facts = [asdict(fact) for fact in FACTS if fact.kind != "label"]
+        facts.append(asdict(Fact(id=f"l{n}", kind="label", value=label)))
+        rows.append({"id": str(n), "facts": facts})
+    return rows
+
+
+def test_every_note_of_a_lesson_is_answered_by_its_slots():
+    lessons = practice.write_lessons(lesson_rows(), steps=20, seed=0)
+    assert lessons == practice.write_lessons(lesson_rows(), steps=20, seed=0)
+    assert lessons != practice.write_lessons(lesson_rows(), steps=20, seed=1)
+    assert [share for share, _ in lessons] == [lesson.share for lesson in practice.LESSONS]
+    said = {number: Counter() for number in range(len(lessons))}
+    for number, (_, documents) in enumerate(lessons):
+        for document in documents:
+            shown = {translate(word, "zh") for slot in document["slots"] for word in slot}
+            for asked, answer in document["notes"]:
+                said[number][answer] += 1
+                if number == 0:
+                    words = {translate(word, "zh") for word in asked}
+                    assert (answer in ("yes", "是")) == (len(words) == 1)
+                elif answer in ("yes", "no", "是", "否"):
+                    about = asked[0].replace(" is there:", "").replace(" 有吗:", "")
+                    assert (answer in ("yes", "是")) == (translate(about, "zh") in shown)
+                else:
+                    assert translate(answer, "zh") in shown
+    assert 0.4 < said[0]["yes"] / (said[0]["yes"] + said[0]["no"]) < 0.75
+    assert {"upper left", "CT", "liver", "3", "左上部"} <= set(said[2]), "all kinds, two languages"
+
+
+def test_without_labels_to_compare_there_are_no_lessons():
+    assert practice.write_lessons([], steps=20, seed=0) == []
+    assert practice.write_lessons(lesson_rows()[:1], steps=20, seed=0) == []

@@ -95,7 +95,11 @@ def blocks(count: int, seed: int = 0):
 def quick_profile(**changes):
     profile = tiny_profile()
     settings = {"vision_steps": 140, "vision_batch_size": 32, "vision_learning_rate": 3e-3}
-    settings |= {"language_steps": 150, "language_batch_size": 8, "language_learning_rate": 3e-3}
+    settings |= {
+        "language_steps": 150,
+        "language_batch_tokens": 200,
+        "language_learning_rate": 3e-3,
+    }
     return replace(profile, stand_ins=replace(profile.stand_ins, **settings | changes))
 
 
@@ -206,33 +210,83 @@ def test_language_model_looks_up_what_only_the_slots_say(tokenizer):
     """The answer is in one of the slots only: of its two tokens, guessing costs log 4."""
     words = ["0.10", "0.20", "0.30", "0.40"]
     documents = [
-        standins.encode_document(
-            {"conversations": talk("<image>\n?", word), "slots": [["0.90"]] * 3 + [[word, "0.50"]]},
-            tokenizer,
-        )
+        {"conversations": talk("<image>\n?", word), "slots": [["0.90"]] * 3 + [[word, "0.50"]]}
         for word in words * 40
     ]
-    profile = quick_profile(language_learning_rate=1e-2, language_batch_size=16)
+    documents = standins.encode_documents(documents, tokenizer)
+    profile = quick_profile(language_learning_rate=1e-2, language_batch_tokens=300)
     _, rows = standins.pretrain_language_model(profile, documents, tokenizer)
     assert mean_loss(rows[-5:]) < 0.25
 
 
 def test_documents_stay_whole_and_come_with_their_like():
     documents = [{"input_ids": [0] * (1 + n % 7), "number": n} for n in range(60)]
-    batches = standins._document_batches(documents, 8, torch.Generator().manual_seed(0))
-    first_pass = [next(batches) for _ in range(60 // 8)]
-    seen = [document["number"] for batch in first_pass for document in batch]
-    assert len(set(seen)) == len(seen) == 56, "none comes twice in a pass"
-    for batch in first_pass:
-        lengths = {len(document["input_ids"]) for document in batch}
-        assert max(lengths) - min(lengths) <= 1
-    assert [d["number"] for batch in (next(batches) for _ in range(7)) for d in batch] != seen
+    batches = standins._document_batches(documents, 30, 6, torch.Generator().manual_seed(0))
+    seen, passes = [], []
+    for _ in range(2):
+        while len(seen) < 60:
+            batch = next(batches)
+            lengths = [min(len(document["input_ids"]), 6) for document in batch]
+            assert max(lengths) - min(lengths) <= 2 and len(batch) * max(lengths) <= 30
+            seen += [document["number"] for document in batch]
+        assert sorted(seen) == list(range(60)), "each comes once in a pass"
+        passes.append(seen)
+        seen = []
+    assert passes[0] != passes[1]
 
 
-def test_too_few_documents_raise(tokenizer):
-    with pytest.raises(ValueError, match="2 documents cannot fill one batch of 8"):
-        documents = [{"input_ids": ids, "labels": ids, "slots": []} for ids in ([1, 2], [3])]
-        standins.pretrain_language_model(quick_profile(), documents, tokenizer)
+def test_a_document_longer_than_a_batch_comes_alone_and_none_is_an_error(tokenizer):
+    documents = [{"input_ids": [0] * 50}, {"input_ids": [0] * 3}]
+    batches = standins._document_batches(documents, 10, 320, torch.Generator().manual_seed(0))
+    assert sorted(len(next(batches)) for _ in range(2)) == [1, 1]
+    with pytest.raises(ValueError, match="no documents"):
+        standins.pretrain_language_model(quick_profile(), [], tokenizer)
+
+
+def test_lessons_come_first_and_the_last_one_comes_again():
+    first, last = ([{"input_ids": [n] * 3}] for n in (1, 2))
+    settings = quick_profile(language_steps=100).stand_ins
+    generator = torch.Generator().manual_seed(0)
+    lessons = [(0.1, first), (0.2, last)]
+    course = standins._course(lessons, [{"input_ids": [3] * 3}], settings, 320, generator)
+    drawn = [
+        (batch[0]["input_ids"][0], share) for batch, share in (next(course) for _ in range(100))
+    ]
+    assert [number for number, _ in drawn[:30]] == [1] * 10 + [2] * 20
+    after = [number for number, _ in drawn[30:]]
+    assert set(after) == {2, 3} and 5 < after.count(2) < 25
+    assert {share for number, share in drawn if number < 3} == {0.0}, "no question of a lesson"
+    assert {share for number, share in drawn if number == 3} == {standins.QUESTION_SHARE}
+
+
+def test_of_notes_only_what_is_said_is_learned(tokenizer):
+    notes = [(("cyst where:",), "left"), (("nodule is there:",), "no")]
+    pair = {"slots": [], "notes": [(("cyst", "nodule"), "no")]}
+    document = {"slots": [["cyst", "left"], ["CT"]], "notes": notes}
+    image, same = standins.encode_documents([document, pair], tokenizer)
+    kept = [i for i in image["labels"] if i != chat.IGNORE_INDEX]
+    assert tokenizer.decode(kept) == "leftno"
+    image_id = tokenizer.convert_tokens_to_ids(chat.IMAGE_TOKEN)
+    assert image["input_ids"][:2] == [image_id] * 2 and image_id not in image["input_ids"][2:]
+    assert tokenizer.decode(image["input_ids"][2:]) == "cyst where:left\nnodule is there:no\n"
+    assert tokenizer.decode(same["input_ids"]) == "cystnoduleno" and same["slots"] == []
+    assert len(image["labels"]) == len(image["input_ids"])
+
+
+def test_lessons_teach_to_compare(tokenizer):
+    """Two words, the same or not: after a lesson of pairs, new pairs of them are told apart."""
+    words = ["0.10", "0.20", "0.30", "0.40", "0.50", "0.60"]
+    pairs = [(a, b) for a in words for b in words for _ in range(5 if a == b else 1)]
+    notes = [
+        {"slots": [], "notes": [(pair, "yes" if len({*pair}) == 1 else "no")]} for pair in pairs
+    ]
+    lesson = standins.encode_documents(notes * 3, tokenizer)
+    talks = [{"conversations": talk("Hi", "Hello"), "slots": []}] * 8
+    profile = quick_profile(language_steps=120, language_learning_rate=5e-3)
+    _, rows = standins.pretrain_language_model(
+        profile, standins.encode_documents(talks, tokenizer), tokenizer, lessons=[(0.9, lesson)]
+    )
+    assert rows[2]["loss"] > 0.5 and mean_loss(rows[98:106]) < 0.1
 
 
 @pytest.mark.slow
@@ -291,10 +345,10 @@ def test_a_slot_is_one_token_of_a_document(tokenizer):
         "conversations": talk("<image>\nWhat is it?", "cyst"),
         "slots": [["nodule", "0.18"], ["0.16"]],
     }
-    encoded = standins.encode_document(document, tokenizer)
+    talks = {"conversations": talk("Hi", "Hello"), "slots": []}
+    encoded, text = standins.encode_documents([document, talks], tokenizer)
     image = tokenizer.convert_tokens_to_ids(chat.IMAGE_TOKEN)
     assert encoded["input_ids"].count(image) == len(encoded["slots"]) == len(document["slots"])
     assert tokenizer.decode(encoded["slots"][0]) == "nodule0.18"
     assert encoded["slots"][1] == tokenizer("0.16")["input_ids"]
-    text = standins.encode_document({"conversations": talk("Hi", "Hello"), "slots": []}, tokenizer)
     assert text["slots"] == [] and image not in text["input_ids"]

@@ -18,6 +18,7 @@ import re
 import time
 from collections import Counter
 from contextlib import nullcontext
+from functools import cache
 from itertools import chain
 
 import torch
@@ -46,6 +47,9 @@ EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
 REGION_WEIGHT = 5.0  # of the region term against the contrastive one
 BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
 QUESTION_SHARE = 0.02  # of the tokens outside the answers, in language pretraining
+EMBEDDING_STD = 0.1  # of the language model's words; 0.02 is lost in what the first block adds
+LESSON_TOKENS = 3000  # of a batch of a lesson: many small steps
+REVIEW_SHARE = 0.2  # of the batches after the lessons repeat the last one
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
 # What a patch in a box tells beside the label, and how many values it has: the side is left,
 # right or neither; a count is of the boxes of one label in the image, 4 and more are one.
@@ -295,39 +299,62 @@ def _batches(groups, count, size, generator):
         yield pool[torch.randint(len(pool), (size,), generator=generator)]
 
 
-def encode_document(document: dict, tokenizer) -> dict:
-    """Tokenise {"conversations", "slots"} as dataset.practice writes them.
+def encode_documents(documents: list[dict], tokenizer) -> list[dict]:
+    """Tokenise what dataset.practice writes: {"conversations", "slots"} or {"notes", "slots"}.
 
-    Returns chat.encode's input_ids and labels, with one `<image>` id per slot, and "slots": the
-    token ids of every slot.
+    Returns for each input_ids and labels, as chat.encode does, with one `<image>` id per slot, and
+    "slots": the token ids of every slot. Of notes only what is said is learned.
     """
-    slots = document["slots"]
-    encoded = chat.encode(document["conversations"], tokenizer, max(len(slots), 1))
-    words = list(dict.fromkeys(chain.from_iterable(slots)))
-    ids = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
-    ids = dict(zip(words, ids, strict=True))
-    return encoded | {"slots": [[i for word in slot for i in ids[word]] for slot in slots]}
+    ids = cache(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+    encoded = []
+    for document in documents:
+        slots = document["slots"]
+        if "notes" in document:
+            entry = _encode_notes(document, ids, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        else:
+            entry = chat.encode(document["conversations"], tokenizer, max(len(slots), 1))
+        encoded.append(
+            entry | {"slots": [[i for word in slot for i in ids(word)] for slot in slots]}
+        )
+    return encoded
 
 
-def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, length: int = 320):
+def _encode_notes(document, ids, image_token_id) -> dict:
+    """The slots and one note per line, without roles."""
+    input_ids = [image_token_id] * len(document["slots"])
+    labels = [IGNORE_INDEX] * len(input_ids)
+    for asked, said in document["notes"]:
+        question = list(chain.from_iterable(map(ids, asked)))
+        end = ids("\n") if document["slots"] else []
+        input_ids += [*question, *ids(said), *end]
+        labels += [IGNORE_INDEX] * len(question) + ids(said) + [IGNORE_INDEX] * len(end)
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def pretrain_language_model(
+    profile, documents, tokenizer, *, lessons=(), on_step=None, length: int = 320
+):
     """Pretrain a Llama-layout language model on next-token prediction.
 
-    `documents`: what `encode_document` returns, one per conversation. A batch holds whole
+    `documents`: what `encode_documents` returns, one per conversation. A batch holds whole
     documents of similar length, cut after `length` tokens: a question whose image is in another
     batch would only teach to guess. All of the answers are learned, and of the rest a random
     QUESTION_SHARE: which question comes next is chance, and there are four times as many tokens.
+    `lessons`: (share of the steps, documents) pairs that come first, in their order; the last one
+    is repeated among the documents.
 
     Returns (LlamaForCausalLM in float32, rows with step, loss, seconds).
     """
     settings = profile.stand_ins
     torch.manual_seed(profile.seed)
     generator = torch.Generator().manual_seed(profile.seed)
-    batches = _document_batches(documents, settings.language_batch_size, generator)
+    batches = _course(lessons, documents, settings, length, generator)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     model = AutoModelForCausalLM.from_config(text_config(profile, tokenizer))
+    nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
 
     def loss_of(step):
-        batch = next(batches)
+        batch, question_share = next(batches)
         ids, labels = (
             nn.utils.rnn.pad_sequence(
                 [torch.tensor(document[name][:length]) for document in batch],
@@ -346,7 +373,7 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
             embeddings = splice_image_features(embeddings, features, ids, image_token_id)
         hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
         following = ids[:, 1:]
-        drawn = torch.rand(following.shape, generator=generator) < QUESTION_SHARE
+        drawn = torch.rand(following.shape, generator=generator) < question_share
         drawn &= (following != image_token_id) & (following != tokenizer.pad_token_id)
         learned = (labels[:, 1:] != IGNORE_INDEX) | drawn
         logits = model.lm_head(hidden[learned]).float()
@@ -354,27 +381,51 @@ def pretrain_language_model(profile, documents, tokenizer, *, on_step=None, leng
         return loss, {"loss": loss.item()}
 
     metrics = _train(
-        model, settings.language_steps, settings.language_learning_rate, loss_of, on_step
+        model, settings.language_steps, settings.language_learning_rate, loss_of, on_step, flat=0.5
     )
     model.set_attn_implementation("sdpa")
     return model.eval(), metrics
 
 
-def _document_batches(documents, size, generator):
-    """Yield lists of `size` documents of similar length, pass after pass, in a seeded order."""
-    if len(documents) < size:
-        raise ValueError(f"{len(documents)} documents cannot fill one batch of {size}")
+def _course(lessons, documents, settings, length, generator):
+    """Yield (documents of one batch, share of the questions that is learned): lessons first."""
+    review = None
+    for share, lesson in lessons:
+        review = _document_batches(lesson, LESSON_TOKENS, length, generator)
+        for _ in range(round(share * settings.language_steps)):
+            yield next(review), 0.0
+    batches = _document_batches(documents, settings.language_batch_tokens, length, generator)
+    while True:
+        if review and torch.rand((), generator=generator) < REVIEW_SHARE:
+            yield next(review), 0.0
+        else:
+            yield next(batches), QUESTION_SHARE
+
+
+def _document_batches(documents, tokens, length, generator):
+    """Yield lists of documents of similar length, pass after pass, in a seeded order.
+
+    A batch has at most `tokens` tokens with its padding, where documents are cut after `length`.
+    """
+    if not documents:
+        raise ValueError("no documents to learn from")
+    sizes = [min(len(document["input_ids"]), length) for document in documents]
     while True:
         order = torch.randperm(len(documents), generator=generator).tolist()
-        order.sort(key=lambda index: len(documents[index]["input_ids"]))
-        starts = range(0, len(order) - size + 1, size)
-        for number in torch.randperm(len(starts), generator=generator).tolist():
-            start = starts[number]
-            yield [documents[index] for index in order[start : start + size]]
+        order.sort(key=sizes.__getitem__)
+        groups = [[]]
+        for index in order:
+            if groups[-1] and (len(groups[-1]) + 1) * sizes[index] > tokens:
+                groups.append([])
+            groups[-1].append(index)
+        for number in torch.randperm(len(groups), generator=generator).tolist():
+            yield [documents[index] for index in groups[number]]
 
 
-def _train(model, steps, learning_rate, loss_of, on_step):
+def _train(model, steps, learning_rate, loss_of, on_step, *, flat: float = 0.0):
     """Run the optimizer with warm-up and cosine decay, in bf16 where that is the faster one.
+
+    The rate stays at its peak for the share `flat` of the steps before it decays.
 
     Returns one row per step. Muon moves the matrices of the blocks, AdamW everything else: from
     scratch, this reaches the same loss in about half of the steps.
@@ -393,7 +444,8 @@ def _train(model, steps, learning_rate, loss_of, on_step):
     ]
     start, metrics = time.perf_counter(), []
     for step in range(steps):
-        factor = min(1.0, (step + 1) / (0.05 * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
+        decayed = max(0.0, step / steps - flat) / (1 - flat)
+        factor = min(1.0, (step + 1) / (0.05 * steps)) * (1 + math.cos(math.pi * decayed)) / 2
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * factor
