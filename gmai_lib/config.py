@@ -281,7 +281,7 @@ def mini() -> Profile:
     shallow, deep, instruct = _three_stages(
         max_steps=None,
         epochs=1.0,
-        global_batch_size=16,
+        global_batch_size=8,
         micro_batch_size=4,
         max_length=384,
         warmup_ratio=0.05,
@@ -291,11 +291,11 @@ def mini() -> Profile:
     )
     # From-scratch parts need far higher rates than the paper's pretrained ones.
     # The tower has the lowest: above it, a few hundred steps undo what contrast has taught it.
-    shallow = replace(shallow, max_steps=200, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
+    shallow = replace(shallow, max_steps=250, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 2e-3}
-    deep = replace(deep, max_steps=120, learning_rates=rates)
+    deep = replace(deep, max_steps=150, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=500, learning_rates=rates)
+    instruct = replace(instruct, max_steps=700, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -321,10 +321,10 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=550,
-            vision_batch_size=64,
-            vision_learning_rate=2e-3,
-            language_steps=540,
+            vision_steps=900,
+            vision_batch_size=32,
+            vision_learning_rate=4e-3,
+            language_steps=600,
             language_batch_tokens=5000,
             language_learning_rate=5e-3,
         ),

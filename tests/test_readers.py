@@ -56,7 +56,9 @@ def test_find_sees_a_dataset_itself_and_datasets_inside(tmp_path):
 
 def test_recipes_are_complete_and_unambiguous():
     names = [recipe.name for recipe in recipes.RECIPES]
-    assert len(set(names)) == len(names) == 14 + 8 + 1 + 16 + len(recipes.LAYOUTS)
+    assert (
+        len(set(names)) == len(names) == 14 + 8 + 1 + 16 + len(recipes.LAYOUTS + recipes.QUESTIONS)
+    )
     assert set(REAL) <= set(names)
     for recipe in recipes.RECIPES:
         assert recipe.reader in readers.READERS and recipe.license and recipe.citation

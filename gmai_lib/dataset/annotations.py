@@ -16,13 +16,14 @@ Options that several formats share:
 
 import csv
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from glob import escape
 from pathlib import Path, PurePosixPath
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, parse
+from PIL import Image
 
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
@@ -35,7 +36,7 @@ from gmai_lib.dataset.records import (
     label_name,
 )
 from gmai_lib.outputs import read_json
-from gmai_lib.schema import NO_FINDING, Ledger, QuestionAnswer
+from gmai_lib.schema import NO_FINDING, Ledger
 
 XML_ERRORS = (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError)
 SPLIT_WORDS = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
@@ -117,11 +118,11 @@ def voc(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         except XML_ERRORS:
             drop_annotation(recipe, "malformed XML", path, ledger)
             continue
-        name = _text(tree, "filename") or f"{PurePosixPath(path).stem}.jpg"
+        name = text_of(tree, "filename") or f"{PurePosixPath(path).stem}.jpg"
         entry = Entry(path=f"{recipe.options['folder']}/{name}")
         for thing in tree.findall("object"):
-            corners = [_text(thing, f"bndbox/{c}") for c in ("xmin", "ymin", "xmax", "ymax")]
-            entry.boxes.append((label_name(recipe, _text(thing, "name")), *corners))
+            corners = [text_of(thing, f"bndbox/{c}") for c in ("xmin", "ymin", "xmax", "ymax")]
+            entry.boxes.append((label_name(recipe, text_of(thing, "name")), *corners))
         entries.append(entry)
     _add_table(recipe, root, entries, ledger)
     if "splits" in recipe.options:
@@ -253,73 +254,49 @@ def instance_folders(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     return entries
 
 
-def vqa_json(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
-    """VQA-RAD style lists of questions; option `indexes`: JSON file -> split, in `folder`.
+def yolo(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
+    """YOLO text files: per line class number, centre x and y, width, height as fractions.
 
-    All questions of an image are merged. A source may split by question and not by image, so
-    each question's `item` is "<split>/<qid>" and an image in two lists has no split of its own;
-    `curate.split_conflicts` reports them. Option `modalities`: organ -> modality, used where no
-    question tells it.
+    Option `annotations`: glob of the text files, each named as its image; `labels`: names in the
+    order of the numbers, None for a class that is no finding. An empty file is an image
+    without any box.
     """
-    entries: dict[str, Entry] = {}
-    splits = defaultdict(set)
-    for name, split in recipe.options["indexes"].items():
-        questions = read_index(root / name)
-        if not isinstance(questions, list):
-            raise ValueError(f"{root / name} is not a JSON list of questions")
-        for i, said in enumerate(questions):
-            if not (isinstance(said, dict) and isinstance(said.get("image_name"), str)):
-                drop_annotation(recipe, "malformed question", f"{name}[{i}]", ledger)
-                continue
-            path = f"{recipe.options['folder']}/{said['image_name']}"
-            entry = entries.setdefault(path, Entry(path=path))
-            entry.organ = label_name(recipe, str(said.get("image_organ", "")))
-            splits[path].add(split)
-            question, answer, kind, closed = (
-                "" if said.get(name) is None else str(said[name]).strip()
-                for name in ("question", "answer", "question_type", "answer_type")
-            )
-            if not question or not answer:
-                drop_annotation(recipe, "empty question or answer", f"{name}[{i}]", ledger)
-                continue
-            entry.qa.append(
-                QuestionAnswer(
-                    question=question,
-                    answer=answer,  # some are JSON integers
-                    question_type=kind,
-                    answer_type=closed.lower(),  # "CLOSED " occurs
-                    item=f"{split}/{said.get('qid', i)}",
-                )
-            )
-    for entry in entries.values():
-        entry.split = splits[entry.path].pop() if len(splits[entry.path]) == 1 else ""
-        default = recipe.options.get("modalities", {}).get(entry.organ, "unstated")
-        entry.modality = _modality_of_questions(entry.qa) or default
-    return list(entries.values())
-
-
-def question_xml(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
-    """MedQuAD XML: Document/QAPairs/QAPair/{Question qtype, Answer}; option `files`: glob."""
-    entries = []
-    for path in files(root, recipe.options["files"]):
-        try:
-            tree = parse(root / path).getroot()
-        except XML_ERRORS:
-            ledger.drop(recipe.name, STEP, "malformed XML", path)
+    by_stem = defaultdict(list)
+    for path in files(root, recipe.options["images"]):
+        by_stem[PurePosixPath(path).stem].append(path)
+    classes, entries = recipe.options["labels"], []
+    for path in files(root, recipe.options["annotations"]):
+        images = by_stem.get(PurePosixPath(path).stem, [])
+        lines = (root / path).read_bytes().decode("utf-8", "replace").splitlines()
+        lines = [line.split() for line in lines if line.strip()]
+        if len(images) != 1:
+            reason = "boxes of an ambiguous file name" if images else "boxes of an unknown image"
+            drop_annotation(recipe, reason, path, ledger, max(len(lines), 1))
             continue
-        entry = Entry(path=path)
-        for pair in tree.iter("QAPair"):
-            asked = pair.find("Question")
-            question, answer = (_text(pair, tag) for tag in ("Question", "Answer"))
-            if not question or not answer:
-                reason = "empty answer" if question else "empty question"
-                drop_annotation(recipe, reason, f"{path} {pair.get('pid', '')}", ledger)
+        entry = Entry(path=images[0])
+        with_size = None
+        for number, cells in enumerate(lines, 1):
+            where = f"{path} line {number}"
+            try:
+                kind, x, y, width, height = int(cells[0]), *map(float, cells[1:])
+                label = classes[kind] if kind >= 0 else None
+            except (ValueError, IndexError):
+                drop_annotation(recipe, "malformed annotation", where, ledger)
                 continue
-            kind, item = asked.get("qtype", ""), asked.get("qid", "")
-            entry.qa.append(
-                QuestionAnswer(question=question, answer=answer, question_type=kind, item=item)
+            if label is None:
+                drop_annotation(recipe, "class that is no finding", where, ledger)
+                continue
+            with_size = with_size or image_size(root / entry.path)
+            w, h = with_size
+            corners = (
+                (x - width / 2) * w,
+                (y - height / 2) * h,
+                (x + width / 2) * w,
+                (y + height / 2) * h,
             )
+            entry.boxes.append((label, *corners))
         entries.append(entry)
+    _add_table(recipe, root, entries, ledger)
     return entries
 
 
@@ -448,26 +425,17 @@ def _corners(bbox: list) -> list:
     return [x, y, x + width, y + height]
 
 
-def _text(tree, path: str) -> str:
+def text_of(tree, path: str) -> str:
     return " ".join((tree.findtext(path) or "").split())
 
 
-_MODALITY_WORDS = (
-    ("MR", re.compile(r"\b(mri|mr|magnetic resonance|t1|t2|flair|dwi)\b")),
-    ("CT", re.compile(r"\b(ct|cat scan|computed tomography)\b")),
-    ("X-ray", re.compile(r"\b(x-?ray|x ray|xr|cxr|plain film|radiograph)")),
-    ("ultrasound", re.compile(r"\b(ultrasound|sonogra)")),
-)
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height from an image's header; (1, 1) where it cannot be read.
 
-
-def _modality_of_questions(qa: list[QuestionAnswer]) -> str:
-    """The modality that the answers to questions about it agree on, "" where they do not."""
-    votes = Counter()
-    for pair in qa:
-        if "MODALITY" not in pair.question_type or re.search(r"\bnot\b", pair.question):
-            continue
-        answer = pair.answer.lower()
-        said = pair.question.lower() if answer == "yes" else answer
-        votes.update(name for name, words in _MODALITY_WORDS if words.search(said))
-    (best, count), (_, second) = (votes.most_common(2) + [("", 0), ("", 0)])[:2]
-    return best if count > second else ""
+    The image itself is opened later, and counted there if it is broken.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return 1, 1

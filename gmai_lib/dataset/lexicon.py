@@ -173,6 +173,12 @@ _PLURAL_STRUCTURES = frozenset(
 
 # Labels of the recipes for public datasets that phantoms and the data of the tests do not have.
 _PUBLIC_LABELS = {
+    "bone anomaly": "骨异常",
+    "bone lesion": "骨病变",
+    "metal": "金属",
+    "periosteal reaction": "骨膜反应",
+    "pronator sign": "旋前肌征",
+    "soft tissue": "软组织",
     "hard exudate": "硬性渗出",
     "microaneurysm": "微动脉瘤",
     "skin lesion": "皮肤病变",

@@ -51,7 +51,7 @@ class Lesson:
 
 
 _ALL_KINDS = {
-    "present": 3, "place": 3, "side": 1, "count": 1.5, "label": 1, "organ": 0.7, "modality": 0.7,
+    "present": 5, "place": 3, "side": 1, "count": 1.5, "label": 1, "organ": 0.7, "modality": 0.7,
 }  # fmt: skip
 LESSONS = (
     Lesson(
@@ -59,15 +59,15 @@ LESSONS = (
         notes=1, findings=(1,), background=0,
     ),
     Lesson(
-        name="a finding, or not", share=0.13, per_step=100, kinds={"present": 1},
+        name="a finding, or not", share=0.16, per_step=100, kinds={"present": 1},
         notes=3, findings=(1,), background=5,
     ),
     Lesson(
-        name="everything, few slots", share=0.165, per_step=100, kinds=_ALL_KINDS,
+        name="everything, few slots", share=0.18, per_step=100, kinds=_ALL_KINDS,
         notes=4, findings=(1, 1, 1, 2, 3), background=6,
     ),
     Lesson(
-        name="everything, many slots", share=0.02, per_step=400, kinds=_ALL_KINDS,
+        name="everything, many slots", share=0.03, per_step=400, kinds=_ALL_KINDS,
         notes=10, findings=(1, 1, 1, 2, 3), background=40,
     ),
 )  # fmt: skip

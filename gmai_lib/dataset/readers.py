@@ -1,7 +1,8 @@
 """Readers: a dataset folder in, one `Record` per image, slice or document out.
 
 One reader per *format*, named by a recipe; what a format looks like and which options it
-takes is said in `annotations.py` (images, tables, questions) and `volumes.py` (DICOM, NIfTI).
+takes is said in `annotations.py` (images, tables), `question_files.py` (questions), `arrays.py`
+(.npz) and `volumes.py` (DICOM, NIfTI).
 
     ledger = Ledger()
     for record in read(recipe, root, ledger): ...
@@ -21,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gmai_lib.dataset import annotations, arrays, images, volumes
+from gmai_lib.dataset import annotations, arrays, images, question_files, volumes
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
     STEP,
@@ -90,7 +91,7 @@ def _image_reader(parse: Callable) -> Callable:
 
 
 def _text_reader(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
-    for entry in annotations.question_xml(recipe, root, ledger):
+    for entry in question_files.question_xml(recipe, root, ledger):
         if not entry.qa:
             ledger.drop(recipe.name, STEP, "no usable question", entry.path)
             continue
@@ -108,8 +109,11 @@ READERS: dict[str, Callable[[Recipe, Path, Ledger], Iterator[Record]]] = {
     "mask_files": _image_reader(annotations.mask_files),
     "mask_pairs": _image_reader(annotations.mask_pairs),
     "instance_folders": _image_reader(annotations.instance_folders),
-    "vqa_json": _image_reader(annotations.vqa_json),
+    "vqa_json": _image_reader(question_files.vqa_json),
+    "yolo": _image_reader(annotations.yolo),
     "question_xml": _text_reader,
+    "question_rows": question_files.question_rows,
+    "parquet_vqa": question_files.parquet_vqa,
     "npz": arrays.npz,
     "dicom_files": volumes.dicom_files,
     "dicom_series": volumes.dicom_series,

@@ -17,9 +17,10 @@ from pathlib import Path
 from gmai_lib.dataset.recipes_layouts import LAYOUTS
 from gmai_lib.dataset.recipes_phantom import PHANTOMS
 from gmai_lib.dataset.recipes_public import MEDMNIST, PUBLIC
+from gmai_lib.dataset.recipes_questions import QUESTIONS
 from gmai_lib.schema import Recipe
 
-RECIPES = PHANTOMS + PUBLIC + MEDMNIST + LAYOUTS
+RECIPES = PHANTOMS + PUBLIC + MEDMNIST + LAYOUTS + QUESTIONS
 
 
 def find(folder: Path) -> list[tuple[Recipe, Path]]:

@@ -22,7 +22,7 @@ _GRADES = {"1": "mild", "2": "moderate", "3": "severe", "4": "proliferative"}
 _FIELDS = {field.name for field in fields(Recipe)}
 
 
-def _recipe(reader: str, name: str, marks: tuple[str, ...], modality, department, organ, **more):
+def declare(reader: str, name: str, marks: tuple[str, ...], modality, department, organ, **more):
     """A recipe in which what is no field of it is an option of its reader."""
     stated = {"task": "disease diagnosis", "license": "unstated"}
     stated |= {key: value for key, value in more.items() if key in _FIELDS}
@@ -41,24 +41,24 @@ def _recipe(reader: str, name: str, marks: tuple[str, ...], modality, department
 def _folders(name, mark, path, modality, department, organ, names, **more) -> Recipe:
     """A dataset whose folders (or file names) are its classes; `path` says which part is which."""
     more |= {"path": path, "names": names, "exhaustive": True}
-    return _recipe("class_folders", name, (f"*/{mark}",), modality, department, organ, **more)
+    return declare("class_folders", name, (f"*/{mark}",), modality, department, organ, **more)
 
 
 def _rows(name, mark, table, file, modality, department, organ, columns, **more) -> Recipe:
     """A dataset with one table row per image."""
     marks = (f"*/{mark}", f"*/{table}")
     more |= {"table": table, "file": file, "columns": columns}
-    return _recipe("table", name, marks, modality, department, organ, **more)
+    return declare("table", name, marks, modality, department, organ, **more)
 
 
 def _pairs(name, mark, path, pairs, modality, department, organ, **more) -> Recipe:
     """A dataset of images and mask files; `pairs` says which file holds the mask of which label."""
     more |= {"path": path, "pairs": pairs}
-    return _recipe("mask_pairs", name, (f"*/{mark}",), modality, department, organ, **more)
+    return declare("mask_pairs", name, (f"*/{mark}",), modality, department, organ, **more)
 
 
 def _decathlon(task, modality, department, organ, names, window, purpose="disease diagnosis"):
-    return _recipe(
+    return declare(
         "nnunet",
         f"msd_{task.lower()}",
         (f"{task}/imagesTr/*", f"{task}/dataset.json"),
@@ -696,4 +696,28 @@ DECATHLON = (
     ),
 )
 
-LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON
+DETECTION = (
+    declare(
+        "yolo",
+        "grazpedwri_dx",
+        ("*/folder_structure/yolov5/labels/*.txt", "*/dataset.csv", "*/images_part1/*"),
+        "X-ray",
+        "orthopedic surgery",
+        "hand",
+        task="bone",
+        license="CC-BY-4.0",
+        citation="Nagy et al., Scientific Data 2022, 10.1038/s41597-022-01328-z",
+        homepage="https://doi.org/10.6084/m9.figshare.14825193",
+        images="images_part*/*.png",
+        annotations="folder_structure/yolov5/labels/*.txt",
+        table="dataset.csv",
+        key="filestem",
+        columns={"patient": "patient_id"},
+        labels=(
+            "bone anomaly", "bone lesion", "foreign body", "fracture", "metal",
+            "periosteal reaction", "pronator sign", "soft tissue", None,
+        ),
+    ),
+)  # fmt: skip
+
+LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON + DETECTION

@@ -24,7 +24,10 @@ _KINDS = {
     "voc": "det",
     "coco": "det",
     "vqa_json": "vqa",
+    "parquet_vqa": "vqa",
     "question_xml": "qa",
+    "question_rows": "qa",
+    "yolo": "det",
     "dicom_files": "meta",
     "npz": "cls",
 }

@@ -25,7 +25,7 @@ from gmai_lib.dataset.turns import (
 )
 from gmai_lib.schema import Fact, Record, Sample
 
-__all__ = ["LEXICON", "TemplateWriter", "answer", "choices", "cut", "question"]
+__all__ = ["LEXICON", "TemplateWriter", "answer", "choices", "cut", "make_sample", "question"]
 
 MOST_SOURCE_TURNS = 8  # question-answer pairs of a source in one conversation
 MOST_WORDS = 60  # of an answer or report taken from a source; cut at the end of a sentence
@@ -67,7 +67,8 @@ class TemplateWriter:
         numbers: Counter = Counter()
         samples = []
         for subset, turns in written:
-            samples.append(self._sample(record, page, subset, turns, numbers[subset]))
+            names = {"writer": self.name, "number": numbers[subset]}
+            samples.append(make_sample(record, page.facts, language, subset, turns, **names))
             numbers[subset] += 1
         return samples
 
@@ -103,25 +104,30 @@ class TemplateWriter:
             self.counts[reason] += 1
         return text
 
-    def _sample(self, record, page: Page, subset: str, turns: list[Turn], number: int) -> Sample:
-        pictured = subset in ("caption", "percept", "instruct")
-        conversations = conversation(turns, pictured=pictured)
-        shared = {name: getattr(record, name) for name in _SHARED}
-        if not pictured:  # these describe a picture that the sample does not have
-            shared |= {"modality": "text", "task": "text QA", "width": 0, "height": 0}
-            shared |= {"sha256": "", "phash": ""}
-        boxed = any("<box>" in turn["content"] for turn in conversations)
-        return Sample(
-            id=f"{record.id}#{subset}#{page.language}" + (f"#{number}" if number else ""),
-            images=(record.image,) if pictured else (),
-            conversations=tuple(conversations),
-            subset=subset,
-            language=page.language,
-            granularity="box" if boxed else "image",
-            facts=page.facts,
-            writer=self.name,
-            **shared,
-        )
+
+def make_sample(
+    record: Record, facts: tuple[Fact, ...], language: str, subset: str, turns: list[Turn], *,
+    writer: str, number: int = 0,
+) -> Sample:  # fmt: skip
+    """Return the sample that `turns` about `record` make; `number` is among those of a subset."""
+    pictured = subset in ("caption", "percept", "instruct")
+    conversations = conversation(turns, pictured=pictured)
+    shared = {name: getattr(record, name) for name in _SHARED}
+    if not pictured:  # these describe a picture that the sample does not have
+        shared |= {"modality": "text", "task": "text QA", "width": 0, "height": 0}
+        shared |= {"sha256": "", "phash": ""}
+    boxed = any("<box>" in turn["content"] for turn in conversations)
+    return Sample(
+        id=f"{record.id}#{subset}#{language}" + (f"#{number}" if number else ""),
+        images=(record.image,) if pictured else (),
+        conversations=tuple(conversations),
+        subset=subset,
+        language=language,
+        granularity="box" if boxed else "image",
+        facts=facts,
+        writer=writer,
+        **shared,
+    )
 
 
 def cut(text: str, most_words: int = MOST_WORDS) -> tuple[str, bool]:

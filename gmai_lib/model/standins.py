@@ -49,7 +49,7 @@ BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
 QUESTION_SHARE = 0.02  # of the tokens outside the answers, in language pretraining
 EMBEDDING_STD = 0.1  # of the language model's words; 0.02 is lost in what the first block adds
 LESSON_TOKENS = 3000  # of a batch of a lesson: many small steps
-REVIEW_SHARE = 0.2  # of the batches after the lessons repeat the last one
+REVIEW_SHARE = 0.35  # of the batches after the lessons repeat the last one
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
 # What a patch in a box tells beside the label, and how many values it has: the side is left,
 # right or neither; a count is of the boxes of one label in the image, 4 and more are one.
