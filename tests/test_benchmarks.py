@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from gmai_lib.dataset.lexicon import LEXICON, translate
-from gmai_lib.evaluation import benchmarks
-from gmai_lib.evaluation.benchmarks import Item, phantom_benchmark, source_benchmarks
+from gmai_lib.evaluation.benchmarks import phantom_benchmark, source_benchmarks
+from gmai_lib.evaluation.items import KINDS, Item, accepted_counts, question_ids_sha256
 from gmai_lib.evaluation.results import summarise
 from gmai_lib.evaluation.scoring import extract_label, score
 from gmai_lib.schema import NO_FINDING, Box, Ledger, QuestionAnswer, Record
@@ -99,7 +99,7 @@ def test_a_perfect_and_a_silent_model_get_exactly_one_and_zero(items):
 
 def test_kinds_are_capped_and_all_there(items):
     english = Counter(item.kind for item in items if item.language == "en")
-    assert set(english) == set(benchmarks.KINDS) - {"open"}
+    assert set(english) == set(KINDS) - {"open"}
     assert max(english.values()) <= 100
     assert english["yes/no"] == 100
     assert len({item.id for item in items}) == len(items)
@@ -181,10 +181,10 @@ def test_the_same_seed_gives_the_same_items_whatever_the_order():
     first = phantom_benchmark(made, seed=3, num_images=60)
     shuffled = Random(1).sample(made, len(made))
     assert phantom_benchmark(shuffled, seed=3, num_images=60) == first
-    digest = benchmarks.question_ids_sha256(first)
-    assert benchmarks.question_ids_sha256(first[::-1]) == digest
+    digest = question_ids_sha256(first)
+    assert question_ids_sha256(first[::-1]) == digest
     other = phantom_benchmark(made, seed=4, num_images=60)
-    assert benchmarks.question_ids_sha256(other) != digest
+    assert question_ids_sha256(other) != digest
 
 
 def test_only_the_asked_split_is_used_and_a_leak_raises():
@@ -212,8 +212,8 @@ def test_every_known_term_is_read_among_all_others(language):
 
 
 def test_counts_up_to_ten_are_exact():
-    assert benchmarks.accepted_counts(10) == ("10",)
-    assert benchmarks.accepted_counts(40) == tuple(str(n) for n in range(36, 45))
+    assert accepted_counts(10) == ("10",)
+    assert accepted_counts(40) == tuple(str(n) for n in range(36, 45))
 
 
 def test_items_refuse_what_cannot_be_asked():
@@ -315,7 +315,7 @@ def test_phantom_files_become_benchmarks(tmp_path):
     records = [r for recipe, root in found for r in readers.read(recipe, root, ledger)]
     records = curate.assign_splits(records, seed=0, validation_fraction=0.0, test_fraction=0.5)
     items = phantom_benchmark(records, seed=0, num_images=60)
-    assert {i.kind for i in items} == set(benchmarks.KINDS) - {"open"}
+    assert {i.kind for i in items} == set(KINDS) - {"open"}
     assert len({i.modality for i in items}) == 11
     own = source_benchmarks(records)
     assert list(own) == ["phantom_vqa"]

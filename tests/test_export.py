@@ -10,7 +10,7 @@ from synthetic_records import phantom, text_only
 
 from gmai_lib.dataset import build, export
 from gmai_lib.dataset.writers import TemplateWriter
-from gmai_lib.evaluation.benchmarks import Item
+from gmai_lib.evaluation.items import Item
 
 
 @pytest.fixture(scope="module")

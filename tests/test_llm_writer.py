@@ -13,7 +13,8 @@ from synthetic_records import PNG, record
 
 from gmai_lib.dataset.build import write_pairs
 from gmai_lib.dataset.facts import extract
-from gmai_lib.dataset.llm_writer import ATTEMPTS, Endpoint, Journal, LLMWriter
+from gmai_lib.dataset.llm_writer import LLMWriter
+from gmai_lib.llm import ATTEMPTS, Endpoint, Journal
 from gmai_lib.schema import Box
 
 QUESTIONS = {"pairs": [{"question": "What is seen in the lung?", "answer": "A nodule is visible."}]}
@@ -107,7 +108,7 @@ def test_faithful_replies_become_samples_that_the_builder_takes(serve, tmp_path)
     assert estimate.requests == 4 and server.bodies == [], "an estimate sends nothing"
     bill = writer.fill(records)
     assert (bill.requests, bill.tokens_in, bill.tokens_out) == (4, 400, 80)
-    assert bill.price == pytest.approx(400e-6 + 160e-6) and bill.outcomes == {"written": 4}
+    assert bill.price == pytest.approx(400e-6 + 160e-6) and bill.outcomes == {"done": 4}
     manifest = write_pairs(records, tmp_path / "out", writer=writer, seed=0, chinese_fraction=0)
     assert manifest["num_samples"] == 4 and manifest["fidelity"]["refused"] == []
     samples = writer.write(records[0], extract(records[0]), language="en")
@@ -136,7 +137,7 @@ def test_a_second_run_pays_for_nothing_twice_and_a_torn_line_is_asked_again(serv
     server, records = serve(), [lesion("a"), lesion("b")]
     writer = writer_for(server, tmp_path)
     writer.fill(records)
-    writer.journal.close()
+    writer.asker.journal.close()
     path = tmp_path / "journal.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])  # killed while it wrote
@@ -152,7 +153,7 @@ def test_a_second_run_pays_for_nothing_twice_and_a_torn_line_is_asked_again(serv
 def test_too_many_requests_and_server_errors_are_retried(serve, tmp_path):
     server = serve(lambda b, n: [(429, "{}"), (500, "{}"), good(b, n)][min(n, 3) - 1])
     bill = writer_for(server, tmp_path, retries=3, concurrency=1).fill([lesion()])
-    assert bill.outcomes == {"written": 2} and bill.requests == 2 and len(server.bodies) == 4
+    assert bill.outcomes == {"done": 2} and bill.requests == 2 and len(server.bodies) == 4
 
 
 @pytest.mark.parametrize("answer", [None, (500, "{}"), (200, None)])
@@ -217,7 +218,7 @@ def test_a_reply_that_is_good_at_the_second_try_is_kept(serve, tmp_path):
 
     one = lesion()
     writer = writer_for(serve(behave), tmp_path)
-    assert writer.fill([one]).outcomes == {"written": 2}
+    assert writer.fill([one]).outcomes == {"done": 2}
     assert len(writer.write(one, extract(one), language="en")) == 2
 
 
@@ -249,7 +250,7 @@ def test_a_closed_source_is_refused_before_any_request(serve, tmp_path):
             PermissionError, match=r"mimic_like \(credentialed\): access is not open"
         ):
             act([lesion("a"), closed])
-    assert writer_for(server, tmp_path).fill([closed]).outcomes == {"written": 2}, "here it stays"
+    assert writer_for(server, tmp_path).fill([closed]).outcomes == {"done": 2}, "here it stays"
     LLMWriter(far, tmp_path / "far2.jsonl", allowed=["mimic_like"]).estimate([closed])
     with pytest.raises(TypeError, match="read twice"):
         writer.fill(iter([closed]))
@@ -263,7 +264,7 @@ def test_chinese_is_asked_for_and_checked(serve, tmp_path):
 
     one = lesion()
     writer = writer_for(serve(behave), tmp_path)
-    assert writer.fill([one], "zh").outcomes == {"written": 2}
+    assert writer.fill([one], "zh").outcomes == {"done": 2}
     assert len(writer.write(one, extract(one), language="zh")) == 2
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gmai_lib import config
 from gmai_lib.evaluation import results
-from gmai_lib.evaluation.benchmarks import Item
+from gmai_lib.evaluation.items import Item
 from gmai_lib.evaluation.results import clustered_interval, paired_difference, summarise
 from gmai_lib.evaluation.run import evaluate, read_responses, without_exchange
 from gmai_lib.model import chat, gmai_vl, standins

@@ -7,7 +7,7 @@ import string
 import pytest
 
 from gmai_lib.evaluation import scoring
-from gmai_lib.evaluation.benchmarks import Item
+from gmai_lib.evaluation.items import Item
 
 PLACES = (
     "upper left", "upper center", "upper right", "middle left", "center", "middle right",

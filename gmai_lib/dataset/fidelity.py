@@ -25,6 +25,7 @@ from gmai_lib.dataset.lexicon import (
     NEGATIVE_LABELS,
     NOT_AN_ORGAN,
     NUMBERS,
+    PART_OF,
     STRUCTURES,
     is_structure,
     one,
@@ -56,8 +57,6 @@ FINDINGS = tuple(
 )
 _SIDES = ("left", "right")
 _SPINE = {"C": 7, "T": 12, "L": 5, "S": 5}  # vertebrae
-# Words that belong to a finding or organ although the fact names only the whole.
-_PART_OF = {"lung": ("chest",), "retina": ("eye",), "torso": ("chest", "abdomen")}
 # Where a statement ends: what is denied in one clause may be there in the next.
 _CLAUSE = {
     "en": re.compile(r"(?<=[.!?])\s+|\n|;|,\s+(?=(?:but|while|there|with|which)\b)"),
@@ -121,7 +120,7 @@ class _Known:
         self.counts = {f.label: f.value for f in facts if f.kind == "count"}
         self.sizes = {(f.label, f.value) for f in facts if f.kind == "size"}
         self.everything = {f.value for f in facts} | self.labels
-        self.organs = values["organ"] | {p for o in values["organ"] for p in _PART_OF.get(o, ())}
+        self.organs = values["organ"] | {p for o in values["organ"] for p in PART_OF.get(o, ())}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from gmai_lib.schema import NO_FINDING
 # Labels that say that something is not there; the first is ours, the others are sources'.
 NEGATIVE_LABELS = frozenset((NO_FINDING, "no tumor"))
 # What some microscopy images show in place of an organ; it is described but not asked for.
+# What an organ's name says as well: a lung is in a chest.
+PART_OF = {"lung": ("chest",), "retina": ("eye",), "torso": ("chest", "abdomen")}
 NOT_AN_ORGAN = "cell culture or tissue"
 
 # Source spelling (lower case, blanks for underscores, side removed) -> readable name.

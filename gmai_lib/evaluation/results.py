@@ -19,7 +19,7 @@ from statistics import median
 
 import numpy as np
 
-from gmai_lib.evaluation.benchmarks import Item, question_ids_sha256
+from gmai_lib.evaluation.items import Item, question_ids_sha256
 from gmai_lib.evaluation.scoring import extract_boxes, score
 
 PROTOCOL = "greedy; answer read by rule, abstention is wrong; open answers by exact match"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmai_lib.evaluation.benchmarks import Item
+from gmai_lib.evaluation.items import Item
 from gmai_lib.evaluation.results import paired_difference, summarise
 from gmai_lib.outputs import atomic
 
