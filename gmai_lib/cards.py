@@ -1,11 +1,10 @@
-"""Dataset card, audit sheet and model card, generated from counts and results.
+"""Dataset card and model card, generated from counts and results.
 
 No number is typed here but the paper's own, which stand beside ours for comparison. Both cards
 are Markdown with the metadata block that the Hugging Face hub reads.
 
-Paper: section 3 (composition), section 3.1 part 4 (30 random pairs of every source are audited on
-four criteria), tables 4 to 8 (results). Departs: the cards name sources, licences, what was
-dropped and why, and what the numbers cannot show.
+Paper: section 3 (composition), tables 4 to 8 (results). Departs: the cards name sources, licences,
+what was dropped and why, and what the numbers cannot show.
 
 The README's tables come from here too, between its markers:
 
@@ -17,7 +16,6 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from random import Random
 
 import yaml
 
@@ -49,8 +47,6 @@ PAPER_SUBSETS = {
     "text_single": 1.0,
     "text_multi": 0.649,
 }
-AUDIT_CRITERIA = ("medical_accuracy", "language", "completeness", "relevance_to_imaging")
-AUDITED_PER_SOURCE = 30  # as in the paper
 # Permissive first. What is not listed is treated as stricter than everything that is.
 LICENSES = (
     "CC0-1.0", "MIT", "Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0",
@@ -190,23 +186,6 @@ def dataset_card(manifest: dict, sources: list[dict], measured: dict[str, int]) 
 
 def _percent(counts: dict[str, int], part: str, whole: str) -> str:
     return f"{100 * counts[part] / counts[whole]:.1f} %"
-
-
-def audit_sheet(samples: list[dict], *, seed: int) -> list[dict]:
-    """Return up to AUDITED_PER_SOURCE random samples of every source with empty score columns.
-
-    Scores run from 1 (best) to 5 (worst); a source passes if its mean is at most 3.
-    """
-    rng, rows = Random(seed), []
-    for source in sorted({sample["source"] for sample in samples}):
-        own = sorted((s for s in samples if s["source"] == source), key=lambda s: s["id"])
-        for sample in rng.sample(own, min(AUDITED_PER_SOURCE, len(own))):
-            said = " / ".join(turn["content"] for turn in sample["conversations"])
-            facts = "; ".join(f"{f['kind']} {f['value']}" for f in sample["facts"])
-            row = {"source": source, "id": sample["id"], "subset": sample["subset"]}
-            row |= {"language": sample["language"], "conversation": said, "facts": facts}
-            rows.append(row | dict.fromkeys(AUDIT_CRITERIA, "") | {"comments": ""})
-    return rows
 
 
 def model_card(profile, results: list[dict], parameters: list[dict], stages: list[dict]) -> str:

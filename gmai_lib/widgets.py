@@ -140,6 +140,49 @@ def chat(model, processor, image: bytes, questions: list[str]):
     return ipywidgets.VBox([page, ipywidgets.HBox([box, button])])
 
 
+def audit_form(drawn: list[dict], path, *, by: str):
+    """Return a form that scores the rows of `audit.draw` one by one; static: the first of them.
+
+    Every "save" appends to `path` (JSON lines), so an interrupted audit goes on where it was: rows
+    that `path` holds are not shown again.
+    """
+    from pathlib import Path
+
+    from gmai_lib.dataset import audit
+
+    done = {mark["id"] for mark in audit.read_marks(path)} if Path(path).exists() else set()
+    left = [row for row in drawn if row["id"] not in done]
+    if is_static():
+        return show(left[:1])
+    import ipywidgets
+
+    page, status = ipywidgets.HTML(), ipywidgets.HTML()
+    sliders = {
+        scale: ipywidgets.IntSlider(audit.BEST, audit.BEST, audit.WORST, description=scale)
+        for scale in audit.SCALES
+    }
+    comment = ipywidgets.Text(placeholder="comment", layout={"width": "40em"})
+    button = ipywidgets.Button(description="save")
+
+    def turn():
+        button.disabled = not left
+        page.value = card(left[0]) if left else ""
+        status.value = f"{len(drawn) - len(left)} of {len(drawn)} scored, 1 is best, 5 is worst"
+        comment.value = ""
+        for slider in sliders.values():
+            slider.value = audit.BEST
+
+    def on_click(_):
+        row = left.pop(0)
+        mark = {"id": row["id"], "source": row["source"], "by": by, "comment": comment.value}
+        audit.save_mark(mark | {scale: s.value for scale, s in sliders.items()}, path)
+        turn()
+
+    button.on_click(on_click)
+    turn()
+    return ipywidgets.VBox([status, page, *sliders.values(), comment, button])
+
+
 def _png(image, boxes) -> str:
     """Encode bytes (or {"bytes": ...}) with boxes drawn on, enlarged without smoothing."""
     from PIL import Image, ImageDraw

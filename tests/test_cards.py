@@ -88,25 +88,6 @@ def test_dataset_card_says_other_for_a_licence_it_cannot_name():
     assert yaml.safe_load(head)["license"] == "other"
 
 
-def samples(source, count):
-    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "left"}]
-    facts = [{"kind": "side", "value": "left"}]
-    return [
-        {"id": f"{source}{i:03d}", "source": source, "subset": "percept", "language": "en"}
-        | {"conversations": turns, "facts": facts}
-        for i in range(count)
-    ]
-
-
-def test_audit_sheet_draws_the_papers_number_per_source_with_empty_scores():
-    sheet = cards.audit_sheet([*samples("a", 100), *samples("b", 5)], seed=0)
-    assert len(sheet) == cards.AUDITED_PER_SOURCE + 5
-    assert all(row[criterion] == "" for row in sheet for criterion in cards.AUDIT_CRITERIA)
-    assert sheet[0]["facts"] == "side left" and "Where? / left" in sheet[0]["conversation"]
-    assert sheet == cards.audit_sheet([*samples("b", 5), *samples("a", 100)][::-1], seed=0)
-    assert sheet != cards.audit_sheet([*samples("a", 100), *samples("b", 5)], seed=1)
-
-
 def test_model_card_quotes_scores_with_their_blind_score():
     row = {"benchmark": "phantom", "kind": "overall", "metric": "accuracy", "num_items": 1200}
     row |= {"score": 0.61234, "ci_low": 0.6, "ci_high": 0.63, "blind_score": 0.3}

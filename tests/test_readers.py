@@ -899,3 +899,30 @@ def test_select_slices_takes_rich_ones_apart_and_fills_evenly():
 def test_reading_twice_gives_the_same_records(tmp_path):
     root = tiny.totalsegmentator(tmp_path)
     assert _read("totalsegmentator_ct_mr", root) == _read("totalsegmentator_ct_mr", root)
+
+
+def test_coco_masks_give_the_box_that_is_missing():
+    """Polygons, plain and compressed RLE of one mask, and what only looks like one."""
+    from pycocotools import mask
+
+    from gmai_lib.dataset.annotations import _bbox_of, _run_lengths
+
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[10:30, 5:25] = 1
+    coded = mask.encode(np.asfortranarray(pixels))["counts"].decode()
+    flat = pixels.T.ravel()
+    changes = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *changes, flat.size]).tolist()
+    assert _run_lengths(coded.encode()) == runs
+    box, size = [5, 10, 20, 20], [40, 60]
+    assert _bbox_of({"size": size, "counts": runs}, (0, 0)) == box
+    assert _bbox_of({"size": size, "counts": coded}, (0, 0)) == box
+    assert _bbox_of([[5, 10, 25, 10, 25, 30, 5, 30]], (40, 60)) == box
+    for wrong in (
+        {"size": size, "counts": runs[:-1]}, {"size": size, "counts": coded[:-2]},
+        {"size": size, "counts": coded + "z"}, {"size": [40, 61], "counts": coded},
+        {"size": size, "counts": "\x00\xff"}, {"size": [10**6, 10**6], "counts": [10**12]},
+        {"size": "x", "counts": coded}, {"counts": coded}, {}, [[1, 2]], [["a"] * 6], [], 5,
+        {"size": size, "counts": [-1, 2401]}, {"size": size, "counts": [2400]},
+    ):  # fmt: skip
+        assert _bbox_of(wrong, (40, 60)) is None, wrong

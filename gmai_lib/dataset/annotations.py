@@ -25,6 +25,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import ParseError, parse
 from PIL import Image
 
+from gmai_lib.dataset.images import MAX_PIXELS
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
     STEP,
@@ -133,7 +134,10 @@ def voc(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
 
 
 def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
-    """COCO JSON `index`: images in `folder`, categories, annotations with bbox x, y, w, h."""
+    """COCO JSON `index`: images in `folder`, categories, annotations with bbox x, y, w, h.
+
+    Without a bbox, the segmentation (polygons, or RLE compressed or not) gives it.
+    """
     path = root / recipe.options["index"]
     index = read_index(path)
     try:
@@ -143,7 +147,7 @@ def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         raise ValueError(
             f"{path} is not a COCO index ({error!r}); it needs images, annotations, categories"
         ) from error
-    entries = {}
+    entries, sizes = {}, {}
     for i, image in enumerate(images):
         if not (isinstance(image, dict) and image.get("file_name") and "id" in image):
             drop_annotation(recipe, "malformed index entry", f"{path.name} images[{i}]", ledger)
@@ -151,10 +155,14 @@ def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         entry = Entry(path=f"{recipe.options['folder']}/{image['file_name']}")
         _say(recipe, entry, {k.lower(): str(v) for k, v in image.items()})
         entries[str(image["id"])] = entry
+        size = image.get("height"), image.get("width")
+        sizes[str(image["id"])] = size if all(isinstance(n, int) for n in size) else (0, 0)
     for i, thing in enumerate(annotations):
         where = f"{path.name} annotations[{i}]"
         thing = thing if isinstance(thing, dict) else {}
         bbox, image, name = (thing.get(k) for k in ("bbox", "image_id", "category_id"))
+        if not bbox and thing.get("segmentation"):
+            bbox = _bbox_of(thing["segmentation"], sizes.get(str(image), (0, 0)))
         if not (isinstance(bbox, list) and len(bbox) == 4):
             drop_annotation(recipe, "malformed annotation", where, ledger)
         elif str(image) not in entries:
@@ -414,6 +422,67 @@ def _add_boxes(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger)
         else:
             reason = "box of an ambiguous file name" if owners else "box of an unknown image"
             drop_annotation(recipe, reason, row["filename"], ledger)
+
+
+def _bbox_of(segmentation, size: tuple[int, int]) -> list[float] | None:
+    """x, y, width, height of polygons or an RLE mask; None if it is neither or empty."""
+    from pycocotools import mask
+
+    height, width = size
+    if not segmentation or not isinstance(segmentation, list | dict):
+        return None
+    if isinstance(segmentation, dict):
+        said = segmentation.get("size")
+        height, width = said if isinstance(said, list) and len(said) == 2 else (0, 0)
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return None
+    if not 0 < height * width <= MAX_PIXELS:
+        return None
+    try:
+        if isinstance(segmentation, list):
+            shapes = [[float(n) for n in polygon] for polygon in segmentation]
+            if any(len(shape) < 6 or len(shape) % 2 for shape in shapes):
+                return None
+            coded = mask.merge(mask.frPyObjects(shapes, height, width))
+        elif isinstance(segmentation.get("counts"), list):
+            counts = [int(n) for n in segmentation["counts"]]
+            if min(counts, default=-1) < 0 or sum(counts) != height * width:
+                return None
+            coded = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        else:
+            # The C code trusts compressed counts: what does not decode to the size is refused.
+            coded = {"size": [height, width], "counts": str(segmentation["counts"]).encode("ascii")}
+            if sum(_run_lengths(coded["counts"])) != height * width:
+                return None
+        box = [float(n) for n in mask.toBbox(coded)]
+    except (TypeError, ValueError, KeyError, IndexError, UnicodeEncodeError):
+        return None
+    return box if box[2] > 0 and box[3] > 0 else None
+
+
+def _run_lengths(coded: bytes) -> list[int]:
+    """The run lengths of COCO's compressed RLE; ValueError where it is none.
+
+    Source: the format's own description in cocoapi's maskApi.h (LEB128-like, six bits a byte, each
+    run from the third on stored as the difference to the one two before).
+    """
+    runs, value, shift = [], 0, 0
+    for byte in coded:
+        digit = byte - 48
+        if not 0 <= digit < 64:
+            raise ValueError("no run-length code")
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            if digit & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            if runs[-1] < 0:
+                raise ValueError("negative run")
+            value, shift = 0, 0
+    if shift:
+        raise ValueError("the code ends within a run")
+    return runs
 
 
 def _corners(bbox: list) -> list:

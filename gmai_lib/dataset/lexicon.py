@@ -175,6 +175,13 @@ _PLURAL_STRUCTURES = frozenset(
 
 # Labels of the recipes for public datasets that phantoms and the data of the tests do not have.
 _PUBLIC_LABELS = {
+    "grasper": "抓钳",
+    "bipolar forceps": "双极钳",
+    "hook": "电钩",
+    "scissors": "剪刀",
+    "clipper": "施夹器",
+    "irrigator": "冲洗器",
+    "specimen bag": "标本袋",
     "bone anomaly": "骨异常",
     "bone lesion": "骨病变",
     "metal": "金属",

@@ -21,7 +21,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -153,7 +153,7 @@ class LLMWriter:
         Raises PermissionError as `fill` does.
         """
         check_sources(records, self.endpoint, self.allowed)
-        return self.asker.estimate(self._requests(records, language))
+        return self.asker.estimate(self.requests(records, language))
 
     def fill(self, records: Iterable[Record], language: str = "en") -> Bill:
         """Ask for every text of `records` that the journal lacks; return what it took.
@@ -162,7 +162,7 @@ class LLMWriter:
         `Asker.fill` raises.
         """
         check_sources(records, self.endpoint, self.allowed)
-        return self.asker.fill(self._requests(records, language))
+        return self.asker.fill(self.requests(records, language))
 
     def write(self, record: Record, facts: tuple[Fact, ...], *, language: str) -> list[Sample]:
         """Return the samples of `record` that the journal holds; [] where there is none."""
@@ -184,7 +184,8 @@ class LLMWriter:
             samples.append(make_sample(record, facts, language, subset, turns, writer=self.name))
         return samples
 
-    def _requests(self, records: Iterable[Record], language: str):
+    def requests(self, records: Iterable[Record], language: str = "en") -> Iterator[Request]:
+        """Yield what `fill` asks for."""
         for record in records:
             for job in self._jobs(record, extract(record), language):
                 yield job.request()

@@ -22,6 +22,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
 from gmai_lib.dataset import images
 
+_ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 MAX_VOXELS = 2**30  # a header may claim anything; more than this is not allocated
 
 # What the two libraries raise for broken files, found by flipping and cutting bytes.
@@ -74,10 +75,14 @@ class Plane:
 # ---- NIfTI ---------------------------------------------------------------------------------
 
 
-def load_nifti(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
-    """Load a 3D volume; ValueError if it is broken, no grey volume, or implausibly large."""
+def load_volume(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
+    """Load a 3D volume: NIfTI, or MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr) by SimpleITK.
+
+    The affine is RAS+ millimetres in every case. Raises ValueError if the file is broken, no grey
+    volume, or implausibly large.
+    """
     try:
-        image = nibabel.load(path)
+        image = _load_itk(path) if path.suffix in _ITK_SUFFIXES else nibabel.load(path)
         if np.prod(image.shape, dtype=np.float64) > MAX_VOXELS:
             raise ValueError(f"{image.shape} is more than {MAX_VOXELS} voxels")
         values = np.asanyarray(image.dataobj)
@@ -90,6 +95,33 @@ def load_nifti(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
     if not abs(np.linalg.det(image.affine)) > 1e-9:
         raise ValueError(f"{path}: its affine has no inverse")
     return image, values
+
+
+def _load_itk(path: Path) -> nibabel.Nifti1Image:
+    """Read a file by SimpleITK; its axes are LPS+ and its arrays (Z, Y, X)."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()  # the header only: it may claim any size
+        size = reader.GetSize()
+        if np.prod(size, dtype=np.float64) > MAX_VOXELS or reader.GetNumberOfComponents() != 1:
+            raise ValueError(f"size {size}, {reader.GetNumberOfComponents()} values per voxel")
+        if len(size) != 3:
+            raise ValueError(f"size {size} is no 3D volume")
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise ValueError(str(error).strip().splitlines()[-1]) from error
+    affine = np.eye(4)
+    directions = np.array(image.GetDirection()).reshape(3, 3)
+    affine[:3, :3] = directions * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    values = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
+    if values.dtype == np.int64:  # nibabel wants to be told that it is meant
+        values = values.astype(np.int32)
+    return nibabel.Nifti1Image(values, affine)
 
 
 # ---- DICOM ---------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 One reader per *format*, named by a recipe; what a format looks like and which options it
 takes is said in `annotations.py` (images, tables), `question_files.py` (questions), `arrays.py`
-(.npz) and `volumes.py` (DICOM, NIfTI).
+(.npz), `videos.py` and `volumes.py` (DICOM, NIfTI, MHA, NRRD).
 
     ledger = Ledger()
     for record in read(recipe, root, ledger): ...
@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gmai_lib.dataset import annotations, arrays, images, question_files, volumes
+from gmai_lib.dataset import annotations, arrays, images, question_files, videos, volumes
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
     STEP,
@@ -115,6 +115,7 @@ READERS: dict[str, Callable[[Recipe, Path, Ledger], Iterator[Record]]] = {
     "question_rows": question_files.question_rows,
     "parquet_vqa": question_files.parquet_vqa,
     "npz": arrays.npz,
+    "video_table": videos.video_table,
     "dicom_files": volumes.dicom_files,
     "dicom_series": volumes.dicom_series,
     "nnunet": volumes.nnunet,

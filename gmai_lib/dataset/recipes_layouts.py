@@ -720,4 +720,26 @@ DETECTION = (
     ),
 )  # fmt: skip
 
-LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON + DETECTION
+VIDEOS = (
+    declare(
+        "video_table",
+        "cholec80",
+        ("*/videos/video*.mp4", "*/tool_annotations/video*-tool.txt"),
+        "endoscopy",
+        "general surgery",
+        "gallbladder",
+        task="surgical instrument recognition",
+        access="registration",
+        citation="Twinanda et al., EndoNet, IEEE TMI 2017, arXiv 1602.03012",
+        homepage="http://camma.u-strasbg.fr/datasets",
+        videos="videos/video*.mp4",
+        table="tool_annotations/{stem}-tool.txt",
+        names={
+            "Grasper": "grasper", "Bipolar": "bipolar forceps", "Hook": "hook",
+            "Scissors": "scissors", "Clipper": "clipper", "Irrigator": "irrigator",
+            "SpecimenBag": "specimen bag",
+        },
+    ),
+)  # fmt: skip
+
+LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON + DETECTION + VIDEOS

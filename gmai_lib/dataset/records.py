@@ -30,6 +30,7 @@ _KINDS = {
     "yolo": "det",
     "dicom_files": "meta",
     "npz": "cls",
+    "video_table": "cls",
 }
 
 

@@ -1,4 +1,4 @@
-"""Volumes as stacks of slices: a NIfTI file or a DICOM series, and the masks that belong to it.
+"""Volumes as stacks of slices: one file or a DICOM series, and the masks that belong to it.
 
 Masks are matched to slices in patient space, so they may lie on another grid than their image.
 Everything that cannot be used is a counted drop.
@@ -20,7 +20,7 @@ from gmai_lib.dataset.planes import (
     dicom_header,
     dicom_slice,
     is_inverted,
-    load_nifti,
+    load_volume,
     not_an_image,
     text_of,
     voi_window,
@@ -77,14 +77,14 @@ class Volume:
     measured: str = ""
 
 
-def nifti_volume(
+def file_volume(
     recipe: Recipe, root: Path, path: str, modality: str, ledger: Ledger
 ) -> Volume | None:
-    """Cut a NIfTI volume across its coarsest axis, or axially if the voxels are about cubes."""
+    """Cut a volume across its coarsest axis, or axially if the voxels are about cubes."""
     if not (root / path).is_file():
         return ledger.drop(recipe.name, STEP, "image missing", path)
     try:
-        image, values = load_nifti(root / path)
+        image, values = load_volume(root / path)
     except ValueError:
         return ledger.drop(recipe.name, STEP, "volume cannot be read", path)
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
@@ -174,7 +174,7 @@ def add_mask(
     reason = "" if (root / path).is_file() else "mask missing"
     if not reason:
         try:
-            image, values = load_nifti(root / path)
+            image, values = load_volume(root / path)
             names = _label_table(recipe, image) or names
             if values.dtype.kind == "f":
                 values = np.rint(np.nan_to_num(values)).astype(np.int64)

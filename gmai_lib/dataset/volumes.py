@@ -40,7 +40,7 @@ from gmai_lib.dataset.records import (
     new_record,
     others,
 )
-from gmai_lib.dataset.stacks import Volume, add_mask, dicom_volume, nifti_volume, redacted
+from gmai_lib.dataset.stacks import Volume, add_mask, dicom_volume, file_volume, redacted
 from gmai_lib.outputs import read_json
 from gmai_lib.schema import NO_FINDING, Box, Ledger, Record
 
@@ -63,7 +63,7 @@ def volumes(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
             volume = dicom_volume(recipe, root, annotations.files(root, f"{path}/*"), ledger)
         else:
             modality = case.get("modality", recipe.modality)
-            volume = nifti_volume(recipe, root, path, modality, ledger)
+            volume = file_volume(recipe, root, path, modality, ledger)
         if volume is None:
             continue
         volume.window = _named_window(recipe, case.get("window"))
@@ -98,7 +98,7 @@ def nnunet(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
             drop_annotation(recipe, "mask without an image", mask, ledger)
     rows, findings = _table(recipe, root, set(cases), ledger)
     for case, image in cases.items():
-        volume = nifti_volume(recipe, root, image, recipe.modality, ledger)
+        volume = file_volume(recipe, root, image, recipe.modality, ledger)
         if volume is None:
             continue
         _say(volume, rows.get(case, {}), findings)
