@@ -107,6 +107,7 @@ def _frames(path: Path, wanted: list[int]) -> dict[int, np.ndarray]:
                         if abs(frame.pts - time) * stream.time_base * stream.average_rate < 1:
                             found[number] = frame.to_ndarray(format="rgb24")
                         break
-    except (av.FFmpegError, OSError, IndexError, ValueError):
+    # A stream whose codec is unknown has no width: PyAV says so by an AttributeError.
+    except (av.FFmpegError, OSError, IndexError, ValueError, AttributeError):
         return found
     return found
