@@ -86,6 +86,8 @@ def test_a_second_run_pays_for_nothing_twice_and_a_torn_line_is_asked_again(serv
     assert len(path.read_text("utf-8").splitlines()) == 4
     writer.fill(records)
     assert len(server.bodies) == 5
+    writer.asker.journal.close()
+    assert writer_for(server, tmp_path).estimate(records).requests == 0, "every line is whole"
 
 
 def test_too_many_requests_and_server_errors_are_retried(serve, tmp_path):
