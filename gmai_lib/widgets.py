@@ -158,7 +158,13 @@ def audit_form(drawn: list[dict], path, *, by: str):
 
     page, status = ipywidgets.HTML(), ipywidgets.HTML()
     sliders = {
-        scale: ipywidgets.IntSlider(audit.BEST, audit.BEST, audit.WORST, description=scale)
+        scale: ipywidgets.IntSlider(
+            audit.BEST,
+            audit.BEST,
+            audit.WORST,
+            description=scale,
+            style={"description_width": "7em"},
+        )
         for scale in audit.SCALES
     }
     comment = ipywidgets.Text(placeholder="comment", layout={"width": "40em"})
