@@ -3,7 +3,7 @@
     asker = Asker(Endpoint(base_url="http://localhost:8000/v1", model="..."), out / "journal.jsonl")
     print(asker.estimate(requests))     # requests, tokens and price; nothing is sent
     print(asker.fill(requests))         # several at once; every reply is on disk when it counts
-    text = asker.reply(request)
+    entry = asker.settled(request)      # {"reply", "reason", ...}
 
 A reply that `Request.fault` finds unusable is asked for again, up to ATTEMPTS times, and then
 settled with its reason. 429, 5xx and broken connections are retried with growing pauses by the

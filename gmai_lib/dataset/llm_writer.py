@@ -6,8 +6,9 @@
     print(writer.fill(records))            # asks; every reply is on disk before the next one
     write_pairs(records, out, writer=writer, seed=0, chinese_fraction=0)
 
-The model sees facts, never pixels, and the facts decide: a reply must be JSON of the wanted form,
-and every sentence passes `fidelity.check`. What does not is asked again, up to ATTEMPTS times, and
+The model sees facts and a source's own report, never pixels, and the facts decide: a reply must be
+JSON of the wanted form, and every answer and caption passes `fidelity.check` (questions do not:
+they may name what is absent). What fails is asked again, up to ATTEMPTS times, and
 then dropped with its reason. A killed run goes on where it stopped and pays for no reply twice.
 A source that is not openly accessible is never sent to another machine.
 
