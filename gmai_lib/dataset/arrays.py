@@ -20,7 +20,7 @@ import numpy as np
 
 from gmai_lib.dataset import images
 from gmai_lib.dataset.annotations import split_name
-from gmai_lib.dataset.records import STEP, drop_annotation, new_record, others
+from gmai_lib.dataset.records import STEP, drop_item, new_record, others
 from gmai_lib.dataset.volumes import select_slices
 from gmai_lib.schema import NO_FINDING, Ledger, Recipe, Record
 
@@ -60,8 +60,7 @@ def _split(recipe: Recipe, archive, name: str, split: str, ledger: Ledger) -> It
             continue
         said, grade = _said(recipe, labels[number - 1])
         if said is None:
-            ledger.drop(recipe.name, STEP, "label number is not in the list", path)
-            drop_annotation(recipe, "item dropped: label number is not in the list", path, ledger)
+            drop_item(recipe, "label number is not in the list", path, ledger, 1)
             continue
         more = {"labels": said, "severity": grade, "split": split_name(recipe, split)}
         more["absent"] = others(known, said)

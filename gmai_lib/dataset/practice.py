@@ -118,7 +118,7 @@ def write_lessons(rows, *, steps: int, seed: int) -> list[tuple[float, list[dict
     up from the labels and from the pairs of modality and organ that `rows` name, so that nothing
     but the slots tells the answer. The first lesson has no slots; its notes are two words.
 
-    `rows`: as for `reading_practice`. Nothing to compare, fewer than two labels, gives no lesson.
+    `rows`: as for `reading_practice`. Fewer labels than one image may show give no lessons.
     """
     labels, everywhere = set(), set()
     for row in rows:
@@ -162,9 +162,8 @@ def _small_image(lesson, labels, everywhere, rng) -> dict:
         place = rng.choice(PLACES)
         side = next((side for side in ("left", "right") if side in place), "")
         facts[label] = {"place": place, "side": side, "count": str(rng.randint(1, 4))}
-        slots += [list(filter(None, (label, place, side, facts[label]["count"])))] * rng.randint(
-            1, 4
-        )
+        shown = list(filter(None, (label, *facts[label].values())))
+        slots += [shown] * rng.randint(1, 4)
     rng.shuffle(slots)
     kinds = dict(lesson.kinds)
     if not background:

@@ -17,7 +17,7 @@ from defusedxml.ElementTree import parse
 
 from gmai_lib.dataset import images
 from gmai_lib.dataset.annotations import XML_ERRORS, files, read_index, split_name, text_of
-from gmai_lib.dataset.records import STEP, Entry, drop_annotation, label_name, new_record
+from gmai_lib.dataset.records import STEP, Entry, drop_annotation, drop_item, label_name, new_record
 from gmai_lib.schema import Ledger, QuestionAnswer, Recipe, Record
 
 # Our name -> key of a question in VQA-RAD's JSON.
@@ -117,7 +117,7 @@ def parquet_vqa(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
     columns = {name: name for name in ("image", "question", "answer")}
     columns |= recipe.options.get("columns", {})
     asked, splits = defaultdict(list), defaultdict(set)
-    for where, split, row in _parquet_rows(recipe, root, columns, ledger):
+    for where, split, row in _parquet_rows(recipe, root, columns):
         data = (row[columns["image"]] or {}).get("bytes")
         said = [str(row[columns[name]] or "").strip() for name in ("question", "answer")]
         if not data or not all(said):
@@ -127,22 +127,21 @@ def parquet_vqa(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
         digest = hashlib.sha256(data).digest()
         splits[digest].add(split)
         asked[digest].append(QuestionAnswer(question=said[0], answer=said[1], item=where))
-    for _, _, row in _parquet_rows(recipe, root, columns, Ledger()):
+    for _, _, row in _parquet_rows(recipe, root, columns):
         data = (row[columns["image"]] or {}).get("bytes")
-        pairs = asked.pop(hashlib.sha256(data).digest(), None) if data else None
+        digest = hashlib.sha256(data).digest() if data else b""
+        pairs = asked.pop(digest, None)
         if pairs is None:
             continue
         path = pairs[0].item
         try:
             encoded, pixels = images.standard(data)
         except (OSError, ValueError):
-            ledger.drop(recipe.name, STEP, "image cannot be decoded", path)
-            reason = "item dropped: image cannot be decoded"
-            drop_annotation(recipe, reason, path, ledger, len(pairs))
+            drop_item(recipe, "image cannot be decoded", path, ledger, len(pairs))
             continue
         ledger.keep(recipe.name, STEP)
         ledger.keep(recipe.name, STEP, len(pairs), level="annotation")
-        seen = splits[hashlib.sha256(data).digest()]
+        seen = splits[digest]
         yield new_record(
             recipe,
             path,
@@ -216,7 +215,7 @@ def _question_rows(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[tuple
                     ledger.drop(recipe.name, STEP, "malformed question", where)
 
 
-def _parquet_rows(recipe: Recipe, root: Path, columns: dict, ledger: Ledger):
+def _parquet_rows(recipe: Recipe, root: Path, columns: dict):
     """Yield (path of the row, split, row) of the Parquet files, all of which have `columns`."""
     for glob, split in recipe.options["splits"].items():
         for path in files(root, glob):

@@ -176,8 +176,13 @@ def is_file(root: Path, path: str) -> bool:
 
 def drop_entry(recipe: Recipe, entry: Entry, reason: str, ledger: Ledger):
     """Count an item as dropped, and with it the annotations that hang on it."""
-    ledger.drop(recipe.name, STEP, reason, entry.path)
-    drop_annotation(recipe, f"item dropped: {reason}", entry.path, ledger, entry.annotations)
+    drop_item(recipe, reason, entry.path, ledger, entry.annotations)
+
+
+def drop_item(recipe: Recipe, reason: str, path: str, ledger: Ledger, annotations: int):
+    """Count one item as dropped, and so many annotations with it."""
+    ledger.drop(recipe.name, STEP, reason, path)
+    drop_annotation(recipe, f"item dropped: {reason}", path, ledger, annotations)
 
 
 def drop_annotation(recipe: Recipe, reason: str, example: str, ledger: Ledger, n: int = 1):

@@ -16,7 +16,15 @@ import numpy as np
 
 from gmai_lib.dataset import images
 from gmai_lib.dataset.annotations import files
-from gmai_lib.dataset.records import STEP, drop_annotation, is_file, label_name, new_record, others
+from gmai_lib.dataset.records import (
+    STEP,
+    drop_annotation,
+    drop_item,
+    is_file,
+    label_name,
+    new_record,
+    others,
+)
 from gmai_lib.dataset.volumes import select_slices
 from gmai_lib.schema import NO_FINDING, Ledger, Recipe, Record
 
@@ -44,9 +52,7 @@ def video_table(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
             name = f"{path}#{frame}"
             pixels = decoded.get(frame)
             if pixels is None:
-                ledger.drop(recipe.name, STEP, "frame cannot be decoded", name)
-                reason = "item dropped: frame cannot be decoded"
-                drop_annotation(recipe, reason, name, ledger, len(labels))
+                drop_item(recipe, "frame cannot be decoded", name, ledger, len(labels))
                 continue
             ledger.keep(recipe.name, STEP)
             if labels:

@@ -22,7 +22,7 @@ from random import Random
 
 from gmai_lib.dataset import writers
 from gmai_lib.dataset.facts import extract
-from gmai_lib.dataset.lexicon import PART_OF, is_structure, translate
+from gmai_lib.dataset.lexicon import PART_OF, translate
 from gmai_lib.evaluation.items import (
     MOST_CHOICES,
     Draft,
@@ -31,8 +31,10 @@ from gmai_lib.evaluation.items import (
     drafts_of,
     evenly,
     held_out,
+    question_ids_sha256,
 )
-from gmai_lib.outputs import atomic
+from gmai_lib.evaluation.scoring import score
+from gmai_lib.outputs import atomic, write_json
 from gmai_lib.schema import Record
 
 AXES = ("modality", "department", "task", "granularity")
@@ -69,7 +71,9 @@ def build(
     if per_leaf < 1:
         raise ValueError(f"per_leaf {per_leaf} is not positive")
     rng, dropped = Random(f"{seed}|{name}"), Counter()
-    vocabulary, findings = Vocabulary(records), _findings_of_modality(records)
+    vocabulary, findings = Vocabulary(records), defaultdict(set)
+    for (modality, _), named in vocabulary.of_organ.items():
+        findings[modality] |= named
     forms = {"choice": [], "open": [], "box": []}
     for record in shown:
         for draft in drafts_of(record, name_labels=True):
@@ -121,8 +125,6 @@ def without_guessable(
     answered right under each of `orders` rotations of its options: once may be luck. Other kinds
     stay: a model that always says "left" is no reason to ask for the right side only.
     """
-    from gmai_lib.evaluation.scoring import score
-
     right = [item.kind == "multiple choice" for item in items]
     for turn in range(orders):
         turned = [replace(_rotated(item, turn), images=()) for item in items]
@@ -163,13 +165,8 @@ def lmms_eval_task(items: list[Item], name: str, folder: Path) -> Path:
         "metric_list": [{"metric": "accuracy", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1},
     }
-    functions = {
-        "doc_to_visual": "doc_to_visual",
-        "doc_to_text": "doc_to_text",
-        "doc_to_target": "doc_to_target",
-        "process_results": "process_results",
-    }
-    lines = [f"{key}: !function utils.{value}" for key, value in functions.items()]
+    functions = ("doc_to_visual", "doc_to_text", "doc_to_target", "process_results")
+    lines = [f"{name}: !function utils.{name}" for name in functions]
     text = yaml.safe_dump(task, sort_keys=False) + "\n".join(lines) + "\n"
     with atomic(folder / f"{name}.yaml") as partial:
         partial.write_text(text, "utf-8")
@@ -229,16 +226,6 @@ def _leaf(draft: Draft) -> tuple[str, ...]:
     return record.modality, record.department, record.task, granularity
 
 
-def _findings_of_modality(records: list[Record]) -> dict[str, set[str]]:
-    """Modality -> every finding that is named there."""
-    named = defaultdict(set)
-    for record in records:
-        facts = extract(record)
-        values = {f.value for f in facts if f.kind in ("label", "absent")}
-        named[record.modality] |= {value for value in values if not is_structure(value)}
-    return named
-
-
 def _options(draft: Draft, vocabulary, findings, rng, language) -> tuple[str, ...] | None:
     """The right option and the hardest wrong ones; None where there are too few.
 
@@ -292,9 +279,6 @@ def _rotated(item: Item, turn: int) -> Item:
 
 def save(made: Made, folder: Path) -> Path:
     """Write the questions as JSON lines, without images, and the counts; return the folder."""
-    from gmai_lib.evaluation.items import question_ids_sha256
-    from gmai_lib.outputs import write_json
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / "items.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
