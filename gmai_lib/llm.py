@@ -59,6 +59,21 @@ class Endpoint:
         host = urlsplit(self.base_url).hostname
         return host in ("localhost", "::1") or host.startswith("127.")
 
+    def check_access(self, access: dict[str, str], allowed: Iterable[str] = ()):
+        """Raise PermissionError if something would leave this machine that must not.
+
+        `access` maps sources to their access tier: what is behind a registration or a data use
+        agreement stays here, unless `allowed` names the source.
+        """
+        closed = {s: tier for s, tier in access.items() if tier != "open" and s not in set(allowed)}
+        if closed and not self.is_local:
+            names = ", ".join(f"{source} ({tier})" for source, tier in sorted(closed.items()))
+            raise PermissionError(
+                f"{names}: access is not open, so nothing of it may be sent to {self.base_url}; "
+                "leave it out, use a model on this machine, or name it in `allowed` if its data "
+                "use agreement permits this"
+            )
+
     def price(self, tokens_in: int, tokens_out: int) -> float:
         """What so many tokens cost, in the currency of the prices."""
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6

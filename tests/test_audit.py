@@ -83,7 +83,8 @@ def test_an_unusable_verdict_is_a_reason_and_no_score(serve, pairs, tmp_path, re
 def test_closed_sources_are_not_sent_away(pairs, tmp_path):
     drawn = [row | {"access": "credentialed"} for row in audit.draw(pairs, seed=0, per_source=1)]
     far = Asker(Endpoint(base_url="https://example.org/v1", model="m"), tmp_path / "j.jsonl")
-    with pytest.raises(PermissionError, match="big, small: access is not open"):
+    tiers = r"big \(credentialed\), small \(credentialed\): access is not open"
+    with pytest.raises(PermissionError, match=tiers):
         audit.judge(drawn, far)
 
 

@@ -91,13 +91,7 @@ def judge(drawn: list[dict], asker: Asker, *, pictures: bool = False) -> list[di
     first request if a source is not open and the endpoint is another machine, and what
     `Asker.fill` raises. A row without a usable reply has `reason` and no scores.
     """
-    if not asker.endpoint.is_local:
-        closed = sorted({row["source"] for row in drawn if row["access"] != "open"})
-        if closed:
-            raise PermissionError(
-                f"{', '.join(closed)}: access is not open, so nothing of it may be sent to "
-                f"{asker.endpoint.base_url}; let a person or a model on this machine score it"
-            )
+    asker.endpoint.check_access({row["source"]: row["access"] for row in drawn})
     requests = [_request(row, pictures) for row in drawn]
     asker.fill(requests)
     marks = []

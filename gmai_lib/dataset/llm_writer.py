@@ -216,17 +216,7 @@ def check_sources(records: Iterable[Record], endpoint: Endpoint, allowed: frozen
     """
     if iter(records) is records:
         raise TypeError("records are read twice; pass a list or a dataset, not an iterator")
-    if endpoint.is_local:
-        return
-    closed = {r.source: r.access for r in records if r.access != "open"}
-    closed = {source: access for source, access in closed.items() if source not in allowed}
-    if closed:
-        names = ", ".join(f"{source} ({access})" for source, access in sorted(closed.items()))
-        raise PermissionError(
-            f"{names}: access is not open, so nothing of it may be sent to "
-            f"{endpoint.base_url}; leave it out, use a model on this machine, or name it "
-            "in `allowed` if its data use agreement permits this"
-        )
+    endpoint.check_access({r.source: r.access for r in records}, allowed)
 
 
 def _parse(task: str, reply: str) -> dict:
