@@ -291,11 +291,11 @@ def mini() -> Profile:
     )
     # From-scratch parts need far higher rates than the paper's pretrained ones.
     # The tower has the lowest: above it, a few hundred steps undo what contrast has taught it.
-    shallow = replace(shallow, max_steps=250, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
-    rates = {"vision_tower": 3e-4, "multi_modal_projector": 2e-3}
-    deep = replace(deep, max_steps=150, learning_rates=rates)
+    shallow = replace(shallow, max_steps=120, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
+    rates = {"vision_tower": 1e-4, "multi_modal_projector": 1e-3}
+    deep = replace(deep, max_steps=120, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=700, learning_rates=rates)
+    instruct = replace(instruct, max_steps=350, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(

@@ -132,3 +132,14 @@ def test_every_note_of_a_lesson_is_answered_by_its_slots():
 def test_without_labels_to_compare_there_are_no_lessons():
     assert practice.write_lessons([], steps=20, seed=0) == []
     assert practice.write_lessons(lesson_rows()[:1], steps=20, seed=0) == []
+
+
+def test_regions_say_what_is_everywhere_and_what_is_in_each_box():
+    everywhere, [(box, named)] = practice.regions(FACTS)
+    assert everywhere == ["CT", "liver"] and named == ["cyst", "upper left", "left", "1"]
+    assert (box.label, box.x1, box.y2) == ("cyst", 0.10, 0.25)
+    unboxed = [fact for fact in FACTS if fact.kind != "box"]
+    assert practice.regions(unboxed) == (["CT", "liver", "cyst"], [])
+    wide = [fact for fact in FACTS if fact.kind not in ("box", "count")]
+    wide.append(Fact(id="f9", kind="box", value="0.00 0.00 1.00 1.00", label="cyst"))
+    assert practice.regions(wide)[1][0][1] == ["cyst"], "without place, side or count"

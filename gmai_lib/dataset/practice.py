@@ -26,7 +26,7 @@ from gmai_lib.dataset.describe import Page
 from gmai_lib.dataset.facts import box_of, place_of
 from gmai_lib.dataset.lexicon import NEGATIVE_LABELS, translate
 from gmai_lib.dataset.turns import IMAGE, conversation, reading_turns
-from gmai_lib.schema import PLACES, Fact
+from gmai_lib.schema import PLACES, Box, Fact
 
 MOST_BOXED = 6  # boxes of an image that are asked about
 MOST_SLOTS = 60  # of the background: with the boxes, about as many as an image has patches
@@ -225,17 +225,31 @@ def with_slots(rows, *, seed: int) -> list[dict]:
     return documents
 
 
-def _slots(facts: tuple[Fact, ...], rng: random.Random) -> list[list[str]]:
-    """Terms that stand for patches: a few for every box among those of the background."""
+def regions(facts) -> tuple[list[str], list[tuple[Box, list[str]]]]:
+    """Return the terms of the whole image and, for every box, its terms: what a slot may say.
+
+    Modality and organ are everywhere, and so are the labels of an image without boxes. A box has
+    its label, place, side and count.
+    """
     everywhere = [f.value for f in facts if f.kind in ("modality", "organ")]
-    boxes, slots = [f for f in facts if f.kind == "box"], []
+    boxes = [f for f in facts if f.kind == "box"]
     if not boxes:
         everywhere += [f.value for f in facts if f.kind == "label"]
     counts = {f.label: f.value for f in facts if f.kind == "count"}
-    for fact in boxes[:MOST_BOXED]:
+    boxed = []
+    for fact in boxes:
         box = box_of(fact)
         named = (fact.label, place_of(box), box.side, counts.get(fact.label))
-        slots += [list(filter(None, named))] * rng.randint(1, 4)
+        boxed.append((box, list(filter(None, named))))
+    return everywhere, boxed
+
+
+def _slots(facts: tuple[Fact, ...], rng: random.Random) -> list[list[str]]:
+    """Terms that stand for patches: a few for every box among those of the background."""
+    everywhere, boxed = regions(facts)
+    slots = []
+    for _, named in boxed[:MOST_BOXED]:
+        slots += [named] * rng.randint(1, 4)
     slots += [everywhere] * round(MOST_SLOTS ** rng.random())
     rng.shuffle(slots)
     return slots

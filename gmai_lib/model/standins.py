@@ -7,8 +7,9 @@
 Paper: none; section 4.1 starts from CLIP ViT-L/14-336 and InternLM2.5-7B, which the `paper`
 profile loads (gmai_lib.model.weights). Only the `mini` profile uses this file.
 Departs from CLIP where a few hundred steps must do: the image embedding is the mean of the patch
-tokens, not the class token (see `_contrastive_loss`); boxes, where given, name their patches;
-patch embedding and positions start from data and from sines, not from noise; Muon for matrices.
+tokens, not the class token (see `_contrastive_loss`); every patch learns what is said of it (see
+`_region_loss`); patch embedding and positions start from data and from sines, not from noise;
+Muon for matrices.
 
 Shape letters: B images, P patches, D tower width, E embedding width, T tokens of a caption.
 """
@@ -16,7 +17,6 @@ Shape letters: B images, P patches, D tower width, E embedding width, T tokens o
 import math
 import re
 import time
-from collections import Counter
 from contextlib import nullcontext
 from functools import cache
 from itertools import chain
@@ -39,25 +39,23 @@ from gmai_lib.model.chat import (
 )
 from gmai_lib.model.gmai_vl import splice_image_features, text_config, vision_config
 from gmai_lib.model.muon import Muon
-from gmai_lib.schema import PLACES
 
 PAD_TOKEN = "<|pad|>"
 MOST_TEXTS = 20_000  # evenly spaced, that the tokenizer learns from; more change little
 EMBEDDING_SIZE = 128  # width of the space in which images and captions meet
 REGION_WEIGHT = 5.0  # of the region term against the contrastive one
-BACKGROUND_WEIGHT = 0.2  # of a patch outside every box: nine tenths of them are
+BACKGROUND_WEIGHT = 0.04  # of a patch outside every box: 97 % of them are
+CODE_STD = 0.5  # of the vectors that stand for terms: a sum of two or four is about as large as 1
 QUESTION_SHARE = 0.02  # of the tokens outside the answers, in language pretraining
 EMBEDDING_STD = 0.1  # of the language model's words; 0.02 is lost in what the first block adds
 LESSON_TOKENS = 3000  # of a batch of a lesson: many small steps
+MOST_DOUBT = 0.45  # of what a slot says in a conversation may be another slot's
 REVIEW_SHARE = 0.35  # of the batches after the lessons repeat the last one
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
-# What a patch in a box tells beside the label, and how many values it has: the side is left,
-# right or neither; a count is of the boxes of one label in the image, 4 and more are one.
-ATTRIBUTES = {"place": len(PLACES), "side": 3, "count": 4}
 
-# What one BPE word may be, tried from left to right: a box coordinate ("0.18"), one digit, the
-# separator between two coordinates, a word with its leading blank, punctuation, white space.
-_PIECES = r"(?<!\d)[01]\.\d\d(?!\d)|\d|, (?=\d)| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
+# What one BPE word may be, tried from left to right: one digit, the separator between two
+# coordinates, a word with its leading blank, punctuation, white space.
+_PIECES = r"\d|, (?=\d|$)| ?\p{L}+| ?[^\s\p{L}\d]+|\s+"
 
 
 def train_tokenizer(texts, vocab_size: int, terms=()) -> PreTrainedTokenizerFast:
@@ -85,6 +83,7 @@ def train_tokenizer(texts, vocab_size: int, terms=()) -> PreTrainedTokenizerFast
     tokenizer.decoder = decoders.ByteLevel()
     special = [token for token in (PAD_TOKEN, *SPECIAL_TOKENS) if token not in GROUNDING_TOKENS]
     added = [token_entry(token) for token in GROUNDING_TOKENS]
+    added += [AddedToken(f"{n / 100:.2f}", single_word=True, normalized=False) for n in range(101)]
     # A term is no part of another word, but Chinese has no blanks between words.
     added += [AddedToken(t, single_word=t.isascii(), normalized=False) for t in terms]
     trainer = trainers.BpeTrainer(
@@ -94,16 +93,14 @@ def train_tokenizer(texts, vocab_size: int, terms=()) -> PreTrainedTokenizerFast
         show_progress=False,
     )
     # Added tokens are cut out before merges apply, so training must not see them either.
-    cut = [re.escape(token) for token in SPECIAL_TOKENS]
+    cut = [re.escape(token) for token in SPECIAL_TOKENS] + [r"\b(?:0\.\d\d|1\.00)\b"]
     for term in sorted(terms, key=len, reverse=True):
         cut.append(rf"\b{re.escape(term)}\b" if term.isascii() else re.escape(term))
     cut = re.compile("|".join(cut))
     texts = list(texts)
     texts = texts[:: max(1, len(texts) // MOST_TEXTS)]
     pieces = [piece for text in texts for piece in cut.split(text) if piece]
-    # Merges go by frequency: repeat every coordinate until it is learned before any word.
-    coordinates = [" ".join(f"{value / 100:.2f}" for value in range(101))]
-    tokenizer.train_from_iterator(pieces + coordinates * max(len(pieces), 100), trainer)
+    tokenizer.train_from_iterator(pieces, trainer)
     tokenizer.add_tokens(added)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -117,7 +114,7 @@ def train_tokenizer(texts, vocab_size: int, terms=()) -> PreTrainedTokenizerFast
 class _ContrastivePair(nn.Module):
     """Vision tower, text side and heads during pretraining; only the tower is kept."""
 
-    def __init__(self, profile, vocab_size: int, num_labels: int):
+    def __init__(self, profile, vocab_size: int):
         super().__init__()
         self.tower = CLIPVisionModel(vision_config(profile))
         width = profile.vision.hidden_size
@@ -130,9 +127,6 @@ class _ContrastivePair(nn.Module):
             nn.Linear(2 * EMBEDDING_SIZE, EMBEDDING_SIZE),
         )
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.region_norm = nn.LayerNorm(width)
-        self.region_head = nn.Linear(width, num_labels + 1)  # the last one is background
-        self.attribute_heads = nn.ModuleList(nn.Linear(width, n) for n in ATTRIBUTES.values())
 
     def patches(self, images):
         """Encode (B, 3, S, S) uint8 to patch tokens (B, P, D) of the last two layers."""
@@ -141,7 +135,7 @@ class _ContrastivePair(nn.Module):
         for layer in tower.encoder.layers[:-1]:
             hidden = layer(hidden, attention_mask=None)
         last = tower.encoder.layers[-1](hidden, attention_mask=None)
-        return self.region_norm(hidden[:, 1:]), tower.post_layernorm(last[:, 1:])
+        return hidden[:, 1:], tower.post_layernorm(last[:, 1:])
 
 
 def pretrain_vision_tower(
@@ -152,9 +146,9 @@ def pretrain_vision_tower(
     images (N, 3, S, S) uint8 tensor; captions N strings that say what, where and how many.
     `groups`: N labels (the source); half of the batches hold one group, so that an image must be
     told from its like: a tumour from another tumour, not from a chest. `regions`: for each image
-    its boxes (schema.Box), [] where there is nothing to box, None where nobody drew boxes;
-    patches then also learn the label and the place of the box they lie in. `on_step(row)` is
-    called after every optimizer step. Seeded by `profile.seed`.
+    the terms of its background and a (box, terms) pair for each box (practice.regions), which
+    its patches then also learn. `on_step(row)` is called after every optimizer step. Seeded by
+    `profile.seed`.
 
     Returns (CLIPVisionModel in float32, rows with step, loss, region_loss, seconds).
     """
@@ -171,8 +165,9 @@ def pretrain_vision_tower(
     ]
     same_caption = {text: number for number, text in enumerate(captions)}
     caption_ids = torch.tensor([same_caption[text] for text in captions])
-    patch_labels, attributes, labels = _patch_labels(regions, len(images), profile.vision)
-    pair = _ContrastivePair(profile, len(tokenizer), len(labels))
+    if regions:
+        patch_sets, boxed, codes = _patch_terms(regions, profile.vision, generator)
+    pair = _ContrastivePair(profile, len(tokenizer))
     _initialise(pair.tower, images, profile.vision)
     batches = _batches(groups, len(images), settings.vision_batch_size, generator)
 
@@ -181,8 +176,8 @@ def pretrain_vision_tower(
         inner, last = pair.patches(images[chosen])
         loss = _contrastive_loss(pair, last, [tokens[i] for i in chosen], caption_ids[chosen])
         region = torch.zeros(())
-        if labels:
-            region = _region_loss(pair, inner, patch_labels[chosen], attributes[chosen])
+        if regions:
+            region = _region_loss(inner, codes[patch_sets[chosen]], boxed[patch_sets[chosen]])
         row = {"loss": loss.item(), "region_loss": region.item()}
         return loss + REGION_WEIGHT * region, row
 
@@ -207,55 +202,44 @@ def _contrastive_loss(pair, patches, tokens, caption_ids):
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
-def _region_loss(pair, patches, patch_labels, attributes):
-    """Cross-entropy of the box label (or background) at every patch, and of ATTRIBUTES in boxes.
+def _region_loss(patches, codes, boxed):
+    """Squared error between patch tokens and the codes of their terms, over the codes' square.
 
-    The patches are those of the layer LLaVA reads. A caption says "nodule upper left": with the
-    place at the patch itself, a projector that sees one patch at a time can translate it.
+    The patches (B, P, D) are those of the layer LLaVA reads; codes (B, P, D); boxed (B, P) bool.
+    The least squared error is at the mean of what a patch may show, so an unsure patch says its
+    terms in part, and a sum it always is: what a projector that sees one patch at a time can
+    translate word by word. A classifier's patches name their label as well, but are no sum, and
+    the language model could not compare them with the term of a question.
     """
-    logits = pair.region_head(patches).float().flatten(0, 1)
-    weight = torch.ones(logits.shape[-1])
-    weight[-1] = BACKGROUND_WEIGHT
-    targets = patch_labels.flatten()
-    total = F.cross_entropy(logits, targets, weight, ignore_index=IGNORE_INDEX, reduction="sum")
-    known = targets[targets != IGNORE_INDEX]
-    loss = total / weight[known].sum().clamp(min=1)  # 0 where no image of the batch has boxes
-    boxed = attributes[..., 0] != IGNORE_INDEX
-    if boxed.any():
-        inside, values = patches[boxed], attributes[boxed]
-        for number, head in enumerate(pair.attribute_heads):
-            loss = loss + F.cross_entropy(head(inside).float(), values[:, number])
-    return loss
+    weight = torch.where(boxed, 1.0, BACKGROUND_WEIGHT)
+    error = (patches.float() - codes).square().mean(-1)
+    return (weight * error).sum() / (weight * codes.square().mean(-1)).sum()
 
 
-def _patch_labels(regions, count, vision):
-    """Return per patch the index of its box's label (N, P), its ATTRIBUTES (N, P, 3), the labels.
+def _patch_terms(regions, vision, generator):
+    """Return which set of terms every patch shows (N, P), which sets are a box's, and their codes.
 
-    The last label index means background. Box edges are rounded to patch edges; a tiny box keeps
-    one patch. Patches of images without annotation (None) are IGNORE_INDEX: a lesion that nobody
-    boxed is not background. Attributes are IGNORE_INDEX outside the boxes.
+    Codes (sets, D) are sums of one random vector per term. Box edges are rounded to patch edges;
+    a tiny box keeps one patch; of two boxes on one patch the later one counts.
     """
-    labels = sorted({box.label for boxes in regions or [] for box in boxes or []})
-    index = {label: number for number, label in enumerate(labels)}
     grid = vision.image_size // vision.patch_size
-    marked = torch.full((count, grid, grid), len(labels))
-    attributes = torch.full((count, grid, grid, len(ATTRIBUTES)), IGNORE_INDEX)
-    for image, boxes in enumerate(regions or []):
-        if boxes is None:
-            marked[image] = IGNORE_INDEX
-        numbers = Counter(box.label for box in boxes or [])
-        for box in boxes or []:
+    numbers = {}  # (is a box, terms) -> number of the set
+    patches = torch.empty((len(regions), grid, grid), dtype=torch.long)
+    for image, (background, boxes) in enumerate(regions):
+        patches[image] = numbers.setdefault((False, *background), len(numbers))
+        for box, terms in boxes:
             rows, columns = (
                 slice(
                     min(round(low * grid), grid - 1), max(round(high * grid), round(low * grid) + 1)
                 )
                 for low, high in ((box.y1, box.y2), (box.x1, box.x2))
             )
-            marked[image, rows, columns] = index[box.label]
-            side = ("left", "right", None).index(box.side)
-            values = (box.place, side, min(numbers[box.label], 4) - 1)
-            attributes[image, rows, columns] = torch.tensor(values)
-    return marked.flatten(1), attributes.flatten(1, 2), labels
+            patches[image, rows, columns] = numbers.setdefault((True, *terms), len(numbers))
+    width = vision.hidden_size
+    vectors = cache(lambda term: CODE_STD * torch.randn(width, generator=generator))
+    codes = [sum(map(vectors, terms), torch.zeros(width)) for _, *terms in numbers]
+    boxed = torch.tensor([is_box for is_box, *_ in numbers])
+    return patches.flatten(1), boxed, torch.stack(codes)
 
 
 @torch.no_grad()
@@ -340,6 +324,7 @@ def pretrain_language_model(
     documents of similar length, cut after `length` tokens: a question whose image is in another
     batch would only teach to guess. All of the answers are learned, and of the rest a random
     QUESTION_SHARE: which question comes next is chance, and there are four times as many tokens.
+    In conversations some slots are in doubt (`_in_doubt`).
     `lessons`: (share of the steps, documents) pairs that come first, in their order; the last one
     is repeated among the documents.
 
@@ -354,7 +339,7 @@ def pretrain_language_model(
     nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
 
     def loss_of(step):
-        batch, question_share = next(batches)
+        batch, is_lesson = next(batches)
         ids, labels = (
             nn.utils.rnn.pad_sequence(
                 [torch.tensor(document[name][:length]) for document in batch],
@@ -369,11 +354,13 @@ def pretrain_language_model(
             offsets = torch.tensor([0] + [len(words) for words in shown[:-1]]).cumsum(0)
             words = torch.tensor(list(chain.from_iterable(shown)))
             weight = model.get_input_embeddings().weight
-            features = F.embedding_bag(words, weight, offsets, mode="sum")[:, None]
-            embeddings = splice_image_features(embeddings, features, ids, image_token_id)
+            features = F.embedding_bag(words, weight, offsets, mode="sum")
+            if not is_lesson:
+                features = _in_doubt(features, [len(words) for words in shown], generator)
+            embeddings = splice_image_features(embeddings, features[:, None], ids, image_token_id)
         hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
         following = ids[:, 1:]
-        drawn = torch.rand(following.shape, generator=generator) < question_share
+        drawn = torch.rand(following.shape, generator=generator) < QUESTION_SHARE * (not is_lesson)
         drawn &= (following != image_token_id) & (following != tokenizer.pad_token_id)
         learned = (labels[:, 1:] != IGNORE_INDEX) | drawn
         logits = model.lm_head(hidden[learned]).float()
@@ -387,19 +374,32 @@ def pretrain_language_model(
     return model.eval(), metrics
 
 
+def _in_doubt(features, sizes, generator):
+    """Let every slot of more than two terms say some of another one, up to MOST_DOUBT of it.
+
+    features (slots, D), sizes: terms per slot. A patch between two ninths, or of a lesion that
+    looks like two, says both in part, and a reader of clean words alone cannot tell which is more.
+    """
+    chosen = (torch.tensor(sizes) > 2).nonzero().squeeze(1)
+    share = MOST_DOUBT * torch.rand((len(chosen), 1), generator=generator)
+    others = chosen[torch.randperm(len(chosen), generator=generator)]
+    mixed = (1 - share) * features[chosen] + share * features[others]
+    return features.index_copy(0, chosen, mixed.to(features.dtype))
+
+
 def _course(lessons, documents, settings, length, generator):
-    """Yield (documents of one batch, share of the questions that is learned): lessons first."""
+    """Yield (documents of one batch, whether they are a lesson): lessons first."""
     review = None
     for share, lesson in lessons:
         review = _document_batches(lesson, LESSON_TOKENS, length, generator)
         for _ in range(round(share * settings.language_steps)):
-            yield next(review), 0.0
+            yield next(review), True
     batches = _document_batches(documents, settings.language_batch_tokens, length, generator)
     while True:
         if review and torch.rand((), generator=generator) < REVIEW_SHARE:
-            yield next(review), 0.0
+            yield next(review), True
         else:
-            yield next(batches), QUESTION_SHARE
+            yield next(batches), False
 
 
 def _document_batches(documents, tokens, length, generator):
