@@ -192,14 +192,14 @@ def assign_splits(
     chosen: dict[int, str] = {}
     free = defaultdict(list)
     for number, group in members.items():
-        stated = {s for r in group if r.source not in void for s in _stated(r)}
+        stated = {s for r in group if r.source not in void for s in stated_splits(r)}
         if len(stated) == 1:
             chosen[number] = stated.pop()
         elif stated:
             chosen[number] = "train" if "train" in stated else "validation"
         else:
             free[_first(group).source].append(number)
-    has_split = {r.source for r in records if _stated(r)} - void
+    has_split = {r.source for r in records if stated_splits(r)} - void
     for source, numbers in free.items():
         if source in has_split:  # what the authors put on no side is no test item of theirs
             chosen |= dict.fromkeys(numbers, "train")
@@ -236,8 +236,15 @@ def split_conflicts(records: list[Record]) -> list[dict]:
             "resolution": "source is split anew" if _first(group).source in void else "train",
         }
         for group in members.values()
-        if len(stated := {s for r in group for s in _stated(r)}) > 1
+        if len(stated := {s for r in group for s in stated_splits(r)}) > 1
     ]
+
+
+def stated_splits(record: Record) -> set[str]:
+    """Return the sides of its source's own split that a record or its questions are on."""
+    if record.split:
+        return {record.split}
+    return {q.item.partition("/")[0] for q in record.qa} & set(SPLITS)
 
 
 def _members(records: list[Record]) -> dict[int, list[Record]]:
@@ -280,18 +287,11 @@ def _first(group: list[Record]) -> Record:
     return min(group, key=lambda record: record.id)
 
 
-def _stated(record: Record) -> set[str]:
-    """The sides of its source's own split that a record is on."""
-    if record.split:
-        return {record.split}
-    return {q.item.partition("/")[0] for q in record.qa} & set(SPLITS)
-
-
 def _void_sources(members: dict[int, list[Record]]) -> set[str]:
     """Sources that state test groups, each of which is also on another side."""
     clean, torn = set(), set()
     for group in members.values():
-        stated = {s for r in group for s in _stated(r)}
+        stated = {s for r in group for s in stated_splits(r)}
         if "test" in stated:
             (torn if len(stated) > 1 else clean).update(r.source for r in group)
     return torn - clean
