@@ -12,7 +12,6 @@ Paper: section 3.1 (quality filter). Departs: splits by group and the license ga
 """
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gmai_lib.dataset import images
+from gmai_lib.dataset import images, licenses
 from gmai_lib.outputs import atomic
 from gmai_lib.schema import NO_FINDING, SPLITS, Ledger, Record
 
@@ -70,14 +69,10 @@ def clear_labels(record: Record) -> str | None:
 def license_gate(commercial: bool) -> Step:
     """Make a step that drops what its license does not clearly allow in a commercial build."""
 
+    use = "commercial" if commercial else "research"
+
     def license_step(record: Record) -> str | None:
-        if not commercial:
-            return None
-        if "NC" in re.split(r"[-_ ]", record.license.upper()):
-            return f"license {record.license} is non-commercial"
-        if record.license == "unstated":
-            return "license is unstated"
-        return None if record.access == "open" else f"access is {record.access}"
+        return licenses.refusal(record.license, record.access, use)
 
     return license_step
 
