@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from gmai_lib import outputs, report
+from gmai_lib.dataset import licenses
 from gmai_lib.schema import LANGUAGES, SUBSETS
 
 # Percent of image records; arXiv:2411.14522 v2, figure 2. OCT and infrared reflectance are 1.4
@@ -47,11 +48,6 @@ PAPER_SUBSETS = {
     "text_single": 1.0,
     "text_multi": 0.649,
 }
-# Permissive first. What is not listed is treated as stricter than everything that is.
-LICENSES = (
-    "CC0-1.0", "MIT", "Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0",
-    "CC-BY-NC-SA-4.0", "CC-BY-NC-ND-4.0",
-)  # fmt: skip
 NOT_CLINICAL = (
     "For research and teaching only. Nothing here is a medical device, and no answer of the model "
     "may influence the care of a person."
@@ -114,27 +110,23 @@ def source_rows(manifest: dict, records: list[dict], ledger: list[dict]) -> list
     return list(rows.values())
 
 
-def strictest(licenses) -> str:
-    """Return the licence that binds the whole; what LICENSES does not know wins."""
-    unknown = sorted(set(licenses) - set(LICENSES))
-    if unknown:
-        return unknown[0]
-    return max(licenses, key=LICENSES.index)
-
-
 def dataset_card(manifest: dict, sources: list[dict], measured: dict[str, int]) -> str:
     """Return README.md of the built dataset.
 
     `sources` are `source_rows`; `measured` is what fidelity.measure counted.
     """
-    licenses = {name for row in sources for name in row["license"].split(", ")}
-    binding = strictest(licenses)
+    stated = [
+        {"source": row["source"], "license": name, "access": row["access"]}
+        for row in sources
+        for name in row["license"].split(", ")
+    ]
+    names = {row["license"] for row in stated}
+    binding = licenses.strictest(names)
     counts = Counter()
     for row in manifest["counts"]:
         for column in ("subset", "language", "split"):
             counts[column, row[column]] += row["samples"]
-    meta = {
-        "license": binding.lower() if binding in LICENSES else "other",
+    meta = licenses.hub_metadata(binding) | {
         "language": [code for code in LANGUAGES if counts["language", code]],
         "task_categories": ["image-text-to-text", "visual-question-answering"],
         "tags": ["medical", "research-only"],
@@ -158,8 +150,11 @@ def dataset_card(manifest: dict, sources: list[dict], measured: dict[str, int]) 
         table(subset_shares(manifest)),
         table(split_rows),
         "## Sources\n",
-        f"The strictest licence among the sources is **{binding}**; it binds the whole.\n",
         table(sources),
+        "## Licences\n",
+        f"Built for {manifest['use']} use. The strictest licence among the sources is "
+        f"**{binding}** ({licenses.terms(binding)}); it binds the whole.{_beside(names)}\n",
+        table(licenses.table(stated)),
         "## How the text was made\n",
         f"By `{manifest['writer']}` from the annotation alone: templates, no language model. "
         f"{100 * manifest['chinese_fraction']:.0f} % of the English image records are written in "
@@ -182,6 +177,12 @@ def dataset_card(manifest: dict, sources: list[dict], measured: dict[str, int]) 
         "- Sides and places are those of the image frame, not of the patient.\n",
     ]
     return "\n".join(parts)
+
+
+def _beside(names: set[str]) -> str:
+    """What is said of licences whose conditions the strictest one lacks."""
+    others = ", ".join(licenses.uncovered(names))
+    return f" It does not carry all conditions of {others}, which hold beside it." if others else ""
 
 
 def _percent(counts: dict[str, int], part: str, whole: str) -> str:

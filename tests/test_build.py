@@ -251,3 +251,20 @@ def test_a_text_the_facts_do_not_support_is_refused_with_its_reason(tmp_path):
     manifest = write(made, tmp_path / "all", writer=Liar(always=True), chinese_fraction=0)
     (lost,) = [row for row in manifest["ledger"] if row["outcome"] != "kept"]
     assert lost["outcome"] == "every text was refused" and lost["count"] == 2
+
+
+def test_a_commercial_build_names_every_forbidden_source_and_leaves_nothing(tmp_path):
+    """Phantoms under three licences; the forbidden ones stand first and last."""
+    made = split_over([phantom(i) for i in range(12)])
+    made[0] = replace(made[0], source="skin", license="CC-BY-NC-4.0")
+    made[11] = replace(made[11], source="atlas", license="unstated")
+    earlier = write(made, tmp_path / "pairs")
+    assert earlier["use"] == "research"
+    before = sorted(p.name for p in (tmp_path / "pairs").iterdir())
+    with pytest.raises(ValueError, match=r"may not contain atlas \(.*unstated\), skin \(.*-NC-4.0"):
+        write(iter(made), tmp_path / "pairs", use="commercial")
+    assert sorted(p.name for p in (tmp_path / "pairs").iterdir()) == before
+    manifest = write(made[1:11], tmp_path / "pairs", use="commercial")
+    assert manifest["use"] == "commercial" and "CC0-1.0" in manifest["composition"]["license"]
+    with pytest.raises(ValueError, match="use 'sale' is not one of"):
+        write(made, tmp_path / "pairs", use="sale")

@@ -13,6 +13,7 @@ MANIFEST = {
     "writer": "template-1",
     "num_samples": 10,
     "num_records": 4,
+    "use": "research",
     "chinese_fraction": 0.3,
     "fidelity": {"checked": 9, "refused": [{"id": "x", "reasons": []}]},
     "counts": [
@@ -58,19 +59,6 @@ def test_source_rows_count_items_not_annotations():
     assert rows["b"]["dropped"] == 0
 
 
-@pytest.mark.parametrize(
-    ("licenses", "binding"),
-    [
-        ({"MIT", "CC0-1.0"}, "MIT"),
-        ({"MIT", "CC-BY-NC-SA-4.0", "CC-BY-4.0"}, "CC-BY-NC-SA-4.0"),
-        ({"MIT", "unstated"}, "unstated"),
-        ({"CC-BY-NC-SA-4.0", "CC BY-NC-ND"}, "CC BY-NC-ND"),
-    ],
-)
-def test_the_strictest_licence_binds_and_an_unknown_one_is_strictest(licenses, binding):
-    assert cards.strictest(licenses) == binding
-
-
 def test_dataset_card_has_valid_metadata_counts_and_the_non_clinical_statement():
     sources = cards.source_rows(MANIFEST, RECORDS, LEDGER)
     _, head, body = cards.dataset_card(MANIFEST, sources, MEASURED).split("---\n", 2)
@@ -85,7 +73,20 @@ def test_dataset_card_has_valid_metadata_counts_and_the_non_clinical_statement()
 def test_dataset_card_says_other_for_a_licence_it_cannot_name():
     sources = cards.source_rows(MANIFEST, [r | {"license": "unstated"} for r in RECORDS], LEDGER)
     head = cards.dataset_card(MANIFEST, sources, MEASURED).split("---\n", 2)[1]
-    assert yaml.safe_load(head)["license"] == "other"
+    meta = yaml.safe_load(head)
+    assert meta["license"] == "other" and meta["license_name"] == "unstated"
+
+
+def test_dataset_card_says_what_every_licence_allows():
+    rows = [r | {"license": "CC-BY-NC-4.0"} if r["source"] == "b" else r for r in RECORDS]
+    rows.append(rows[0] | {"license": "CC-BY-SA-4.0"})
+    card = cards.dataset_card(MANIFEST, cards.source_rows(MANIFEST, rows, LEDGER), MEASURED)
+    assert yaml.safe_load(card.split("---\n")[1])["license"] == "cc-by-nc-4.0"
+    assert "| a | MIT | open | any use, the owner is named | allowed |" in card
+    refused = "no commercial use, the owner is named | license CC-BY-NC-4.0 is non-commercial |"
+    assert f"| b | CC-BY-NC-4.0 | open | {refused}" in card
+    assert "Built for research use" in card
+    assert "does not carry all conditions of CC-BY-SA-4.0" in card
 
 
 def test_model_card_quotes_scores_with_their_blind_score():

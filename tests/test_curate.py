@@ -91,7 +91,10 @@ def test_missing_and_contradicting_labels(changes, reason):
         ("CC-BY-4.0", "open", None),
         ("CC-BY-NC-SA", "open", "license CC-BY-NC-SA is non-commercial"),
         ("CC BY-NC 4.0", "open", "license CC BY-NC 4.0 is non-commercial"),
+        ("CC-BY-ND-4.0", "open", "license CC-BY-ND-4.0 forbids derivatives"),
         ("unstated", "open", "license is unstated"),
+        ("CC-BY", "open", "license CC-BY is not on the SPDX list"),
+        ("C-UDA-1.0", "open", "license C-UDA-1.0 restricts its use"),
         ("MIT", "credentialed", "access is credentialed"),
     ],
 )

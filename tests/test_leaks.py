@@ -2,10 +2,10 @@
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_datasets as tiny
 from PIL import Image
 from synthetic_records import record
 
@@ -13,7 +13,6 @@ from gmai_lib.dataset import curate, images, leaks, phantoms, readers, recipes
 from gmai_lib.schema import Ledger, QuestionAnswer
 
 KINDS = [(m, organ) for m, organs in phantoms.FINDINGS.items() for organ in organs]
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def drawn(count, seed=0):
@@ -135,36 +134,84 @@ def test_nothing_to_compare_is_no_leak():
     assert leaks.find_leaks([a_record("r", flat + 1)], [a_record("t", flat)]) == []
 
 
+def by_question(number, pixels, source, sides):
+    """A record with one question for each of `sides`, as the reader of VQA-RAD yields it."""
+    qa = tuple(QuestionAnswer(question="Where?", answer="Left.", item=f"{s}/q") for s in sides)
+    return a_record(f"{source}{number}", pixels, source, qa=qa, split="")
+
+
 def test_test_images_inside_the_training_set_are_found():
     """The pattern of MedTrinity-25M issue 26, by the phantom twin of VQA-RAD's row-wise split."""
-    pictures = drawn(20)
-    questions = [(i, "train" if i % 3 else "test") for i in range(20)] + [
-        (0, "train"),
-        (3, "train"),
+    pictures = drawn(40)
+    torn = [by_question(i, p, "row_wise", ("train", "test")) for i, p in enumerate(pictures[:15])]
+    whole = [
+        by_question(i, p, "image_wise", ("test",) if i % 5 == 0 else ("train",) * 2)
+        for i, p in enumerate(pictures[15:35])
     ]
-    made = [
-        (a_record(f"{split}{number}", pictures[i], "row_wise"), split)
-        for number, (i, split) in enumerate(questions)
-    ]
-    rows = leaks.find_leaks(
-        [r for r, split in made if split == "train"], [r for r, split in made if split == "test"]
-    )
-    assert {row["item"] for row in rows} == {"test0", "test3"}
+    training, tested = leaks.as_published([*torn, *whole])
+    assert len(training) == 15 + 16 and len(tested) == 15 + 4
+    assert all(q.item.startswith("test/") for r in tested for q in r.qa)
+    rows = leaks.find_leaks(training, tested)
+    clean, leaking = leaks.summary(rows, tested)
+    assert clean["benchmark"] == "image_wise" and clean["leaking"] == 0 and not clean["examples"]
+    assert leaking["items"] == leaking["leaking"] == leaking["same bytes"] == 15
+    assert leaking["removed from training"] == 15
+    assert leaking["examples"].startswith("row_wise0@test < row_wise0@train (same bytes); ")
+    left = leaks.without(training, rows)
+    assert {r.source for r in left} == {"image_wise"}
+    assert leaks.find_leaks(left, tested) == []
 
 
-@pytest.mark.skipif(not (DATA / "vqa_rad").is_dir(), reason="../shared/data/vqa_rad is absent")
-def test_vqa_rads_own_split_leaks():
+def test_every_benchmark_is_compared_with_all_training_data():
+    """One training set, three benchmarks, a different rule for each."""
+    pictures = drawn(8)
+    words = "Iron deficiency is the most common cause of anaemia in adults and children alike."
+    training = [
+        a_record("r0", mirrored(pictures[0])),
+        replace(a_record("r1", pictures[1], "ward"), patient="p"),
+        text("r2", "What causes anaemia?", words),
+        a_record("r3", compressed(pictures[0])),
+    ]
+    tested = [
+        a_record("t0", pictures[0], "external"),
+        a_record("t1", pictures[5], "external"),
+        replace(a_record("t2", pictures[2], "ward"), patient="p"),
+        text("t3", "What causes anaemia?", words, "exam"),
+    ]
+    rows = {row["benchmark"]: row for row in _summary(training, tested)}
+    assert [rows[name]["leaking"] for name in ("exam", "external", "ward")] == [1, 1, 1]
+    assert rows["external"]["items"] == 2 and rows["external"]["looks the same"] == 1
+    assert rows["ward"]["same patient"] == rows["exam"]["same text"] == 1
+    assert rows["external"]["removed from training"] == 2
+    said = "t0 < r0 (looks the same); t0 < r3 (looks the same)"
+    assert rows["external"]["examples"] == said
+
+
+def _summary(training, tested):
+    return leaks.summary(leaks.find_leaks(training, tested), tested)
+
+
+def test_vqa_rads_own_split_leaks(capsys):
     """Its lists divide questions, not images: test images are also training images."""
-    read = readers.read(recipes.get("vqa_rad"), DATA / "vqa_rad", Ledger())
+    root = tiny.real_data() / "vqa_rad"
+    records = curate.apply(readers.read(recipes.get("vqa_rad"), root, Ledger()), Ledger())
+    (row,) = _summary(*leaks.as_published(records))
+    assert row["leaking"] == row["same bytes"] == row["items"] == 64
+    leaks.main([str(root)])
+    assert "benchmark: vqa_rad, items: 64, leaking: 64" in capsys.readouterr().out
+
+
+def test_command_line_compares_other_training_data_with_a_benchmark(tmp_path, capsys):
+    tiny.vqa_rad(tmp_path / "vqa_rad")
+    read = readers.read(recipes.get("vqa_rad"), tmp_path / "vqa_rad", Ledger())
     records = list(curate.apply(read, Ledger()))
-    sides = {
-        side: [
-            replace(r, id=f"{side} {r.id}")
-            for r in records
-            if any(q.item.startswith(f"{side}/") for q in r.qa)
-        ]
-        for side in ("train", "test")
-    }
-    rows = leaks.find_leaks(sides["train"], sides["test"])
-    (row,) = leaks.summary(rows, sides["test"])
-    assert row["leaking"] == row["items"] > 0, "all test images of these files are also in train"
+    renamed = enumerate(records)
+    foreign = [replace(r, source="foreign", id=f"f{i}", split="train") for i, r in renamed]
+    curate.write_records(foreign, tmp_path / "records")
+    leaks.main([str(tmp_path / "vqa_rad"), "--training", str(tmp_path / "records")])
+    said = capsys.readouterr().out
+    tested = leaks.as_published(records)[1]
+    assert f"items: {len(tested)}, leaking: {len(tested)}, same bytes: {len(tested)}" in said
+    with pytest.raises(SystemExit):
+        leaks.main([str(tiny.covid(tmp_path / "covid_kjr_notes"))])
+    assert "no dataset with a test side" in capsys.readouterr().err

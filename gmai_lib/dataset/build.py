@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
-from gmai_lib.dataset import fidelity
+from gmai_lib.dataset import fidelity, licenses
 from gmai_lib.dataset.facts import extract
 from gmai_lib.outputs import write_json
 from gmai_lib.schema import SPLITS, Ledger, Record, Sample, sample_features
@@ -38,6 +38,7 @@ def write_pairs(
     writer,
     seed: int,
     chinese_fraction: float,
+    use: str = "research",
     shard_rows: int = 4000,
 ) -> dict:
     """Write the samples of `records` to `out`; return the manifest (also `manifest.json`).
@@ -46,7 +47,10 @@ def write_pairs(
     language; of the English image records, `chinese_fraction` are written in Chinese as well.
     Shards of an earlier run in `out` are replaced. A record without samples is counted.
 
-    Raises ValueError if a record has no split or two records (or samples of one) share an id.
+    `use` is what the build is declared for, one of licenses.USES.
+
+    Raises ValueError if a record has no split, two records (or samples of one) share an id, or
+    sources may not be in a build for `use`; all of those are named, and nothing is written.
     """
     if not 0 <= chinese_fraction <= 1:
         raise ValueError(f"chinese_fraction {chinese_fraction} is not within 0..1")
@@ -58,8 +62,14 @@ def write_pairs(
     staging.mkdir(parents=True)
     shards = {split: _Shards(staging, split, shard_rows) for split in SPLITS}
     tally = _Tally()
+    forbidden: set[tuple[str, str]] = set()
     try:
         for record in records:
+            reason = licenses.refusal(record.license, record.access, use)
+            if reason:
+                forbidden.add((record.source, reason))
+            if forbidden:  # read on to name every such source, but write nothing more
+                continue
             if record.split not in SPLITS:
                 raise ValueError(
                     f"record {record.id} has split {record.split!r}, not one of {SPLITS}: "
@@ -70,6 +80,7 @@ def write_pairs(
             tally.add(record, samples, refused=len(written) - len(samples))
             for sample in samples:
                 shards[sample.split].add(sample)
+        licenses.refuse(sorted(forbidden), use)
         names = [name for split in SPLITS for name in shards[split].close()]
         for old in (*out.glob("*-of-*.parquet"), out / "manifest.json"):
             old.unlink(missing_ok=True)
@@ -81,6 +92,7 @@ def write_pairs(
         shutil.rmtree(staging, ignore_errors=True)
     manifest = {
         "writer": writer.name,
+        "use": use,
         "seed": seed,
         "chinese_fraction": chinese_fraction,
         "shard_rows": shard_rows,

@@ -12,7 +12,6 @@ Paper: section 3.1 (quality filter). Departs: splits by group and the license ga
 """
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
@@ -23,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gmai_lib.dataset import images
+from gmai_lib.dataset import images, licenses
 from gmai_lib.outputs import atomic
 from gmai_lib.schema import NO_FINDING, SPLITS, Ledger, Record
 
@@ -70,14 +69,10 @@ def clear_labels(record: Record) -> str | None:
 def license_gate(commercial: bool) -> Step:
     """Make a step that drops what its license does not clearly allow in a commercial build."""
 
+    use = "commercial" if commercial else "research"
+
     def license_step(record: Record) -> str | None:
-        if not commercial:
-            return None
-        if "NC" in re.split(r"[-_ ]", record.license.upper()):
-            return f"license {record.license} is non-commercial"
-        if record.license == "unstated":
-            return "license is unstated"
-        return None if record.access == "open" else f"access is {record.access}"
+        return licenses.refusal(record.license, record.access, use)
 
     return license_step
 
@@ -192,14 +187,14 @@ def assign_splits(
     chosen: dict[int, str] = {}
     free = defaultdict(list)
     for number, group in members.items():
-        stated = {s for r in group if r.source not in void for s in _stated(r)}
+        stated = {s for r in group if r.source not in void for s in stated_splits(r)}
         if len(stated) == 1:
             chosen[number] = stated.pop()
         elif stated:
             chosen[number] = "train" if "train" in stated else "validation"
         else:
             free[_first(group).source].append(number)
-    has_split = {r.source for r in records if _stated(r)} - void
+    has_split = {r.source for r in records if stated_splits(r)} - void
     for source, numbers in free.items():
         if source in has_split:  # what the authors put on no side is no test item of theirs
             chosen |= dict.fromkeys(numbers, "train")
@@ -236,8 +231,15 @@ def split_conflicts(records: list[Record]) -> list[dict]:
             "resolution": "source is split anew" if _first(group).source in void else "train",
         }
         for group in members.values()
-        if len(stated := {s for r in group for s in _stated(r)}) > 1
+        if len(stated := {s for r in group for s in stated_splits(r)}) > 1
     ]
+
+
+def stated_splits(record: Record) -> set[str]:
+    """Return the sides of its source's own split that a record or its questions are on."""
+    if record.split:
+        return {record.split}
+    return {q.item.partition("/")[0] for q in record.qa} & set(SPLITS)
 
 
 def _members(records: list[Record]) -> dict[int, list[Record]]:
@@ -280,18 +282,11 @@ def _first(group: list[Record]) -> Record:
     return min(group, key=lambda record: record.id)
 
 
-def _stated(record: Record) -> set[str]:
-    """The sides of its source's own split that a record is on."""
-    if record.split:
-        return {record.split}
-    return {q.item.partition("/")[0] for q in record.qa} & set(SPLITS)
-
-
 def _void_sources(members: dict[int, list[Record]]) -> set[str]:
     """Sources that state test groups, each of which is also on another side."""
     clean, torn = set(), set()
     for group in members.values():
-        stated = {s for r in group for s in _stated(r)}
+        stated = {s for r in group for s in stated_splits(r)}
         if "test" in stated:
             (torn if len(stated) > 1 else clean).update(r.source for r in group)
     return torn - clean

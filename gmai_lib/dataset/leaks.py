@@ -2,7 +2,12 @@
 
     rows = find_leaks(training_records, test_records)     # one row per test record and reason
     clean = without(training_records, rows)               # what may be trained on
-    print(summary(rows, test_records))                    # per benchmark
+    print(summary(rows, test_records))                    # one row per benchmark
+    python -m gmai_lib.dataset.leaks DATA                 # the sources' splits as published
+    python -m gmai_lib.dataset.leaks DATA --training outputs/mini/02_curate/records
+
+Every source with test records is a benchmark; test records of datasets that are never trained on
+are passed in the same way.
 
 Four ways to leak, from sure to likely: the same bytes; the same patient or volume of one source;
 an image that looks the same (copied, resized, JPEG-compressed, windowed, cropped at the border or
@@ -13,21 +18,25 @@ Paper: section 3.1 compares MD5 of images with two benchmarks. Departs: MD5 miss
 was encoded again, and says nothing of patients.
 """
 
+import argparse
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 
+import imagehash
 import numpy as np
 from PIL import Image
 
-from gmai_lib.dataset import images
-from gmai_lib.dataset.curate import linking_keys
-from gmai_lib.schema import Record
+from gmai_lib.dataset import curate, images, readers, recipes
+from gmai_lib.schema import Ledger, Record
 
 REASONS = ("same bytes", "same patient", "same volume", "looks the same", "same text")
 MAX_DISTANCE = 10  # of 64 bits: a candidate, to be compared pixel by pixel
 MIN_CORRELATION = 0.95  # of 32 x 32 grey values, which decides
-_SIDE = 32
+_SIDE = 32  # the size that the perceptual hash is computed at
+_EXAMPLES = 2  # named per benchmark in its row of the summary
 # A border of this share is cut off on every side: test images may be crops, or be cropped.
 _CROPS = (0.0, 0.05, 0.1)
 NGRAM = 8  # words
@@ -52,17 +61,49 @@ def without(training: Iterable[Record], rows: list[dict]) -> list[Record]:
 
 
 def summary(rows: list[dict], tested: Iterable[Record]) -> list[dict]:
-    """Return one row per benchmark: its items, how many leak, and how many by each reason."""
+    """Return one row per benchmark.
+
+    Its items (images or texts), how many of them leak, how many by each reason (an item may have
+    several), how many training records `without` removes for it, and the first few pairs as
+    "test item < training item".
+    """
     sizes = Counter(record.source for record in tested)
-    leaking = defaultdict(set)
+    named = defaultdict(list)
     for row in rows:
-        leaking[row["benchmark"], ""].add(row["item"])
-        leaking[row["benchmark"], row["reason"]].add(row["item"])
+        named[row["benchmark"]].append(row)
     return [
-        {"benchmark": name, "items": size, "leaking": len(leaking[name, ""])}
-        | {reason: len(leaking[name, reason]) for reason in REASONS}
+        {"benchmark": name, "items": size, "leaking": len({row["item"] for row in named[name]})}
+        | {
+            reason: len({row["item"] for row in named[name] if row["reason"] == reason})
+            for reason in REASONS
+        }
+        | {
+            "removed from training": len({row["trained"] for row in named[name]}),
+            "examples": "; ".join(
+                f"{row['item']} < {row['trained']} ({row['reason']})"
+                for row in named[name][:_EXAMPLES]
+            ),
+        }
         for name, size in sorted(sizes.items())
     ]
+
+
+def as_published(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """Return training and test side of the sources' own splits; call it before `assign_splits`.
+
+    A record whose questions stand on both sides (VQA-RAD) is returned on both, with the questions
+    of that side; ids end with "@train" or "@test". What is on no side or on that of validation is
+    left out.
+    """
+    sides = {"train": [], "test": []}
+    for record in records:
+        stated = curate.stated_splits(record)
+        for side in stated & set(sides):
+            qa = record.qa
+            if not record.split and len(stated) > 1:
+                qa = tuple(pair for pair in qa if pair.item.startswith(f"{side}/"))
+            sides[side].append(replace(record, id=f"{record.id}@{side}", qa=qa))
+    return sides["train"], sides["test"]
 
 
 def _row(test: Record, train: Record, reason: str, detail: str) -> dict:
@@ -88,7 +129,7 @@ def _keys(training: list[Record], tested: list[Record]) -> list[dict]:
 
 
 def _keys_of(record: Record) -> list[tuple[str, ...]]:
-    return linking_keys(record, record.digest if record.image is not None else "")
+    return curate.linking_keys(record, record.digest if record.image is not None else "")
 
 
 def _alike(training: list[Record], tested: list[Record]) -> list[dict]:
@@ -104,7 +145,7 @@ def _alike(training: list[Record], tested: list[Record]) -> list[dict]:
                 train, _, other = known[place]
                 if (test.id, train.id) in seen or train.id == test.id or train.image == test.image:
                     continue
-                correlation = float((pixels * other).mean())
+                correlation = float(np.corrcoef(pixels, other)[0, 1])
                 if correlation >= MIN_CORRELATION:
                     seen.add((test.id, train.id))
                     rows.append(_row(test, train, "looks the same", f"r = {correlation:.3f}"))
@@ -112,23 +153,20 @@ def _alike(training: list[Record], tested: list[Record]) -> list[dict]:
 
 
 def _views(record: Record, *, flips: bool) -> list[tuple[np.uint64, np.ndarray]]:
-    """Perceptual hash and standardised 32 x 32 pixels of an image, its crops and mirror images."""
+    """Perceptual hash and 32 x 32 grey values of an image, its crops and mirror images."""
     if record.image is None:
         return []
-    pixels = images.decode(record.image)
-    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    grey = Image.fromarray(images.decode(record.image)).convert("L")
     views = []
     for crop in _CROPS:
-        rows, columns = (round(crop * side) for side in grey.shape)
-        cut = grey[rows : grey.shape[0] - rows, columns : grey.shape[1] - columns]
-        for view in (cut, cut[:, ::-1], cut[::-1]) if flips else (cut,):
-            small = Image.fromarray(np.ascontiguousarray(view)).resize((_SIDE, _SIDE))
-            values = np.asarray(small, np.float32)
-            spread = values.std()
-            if spread < 1:  # a flat picture resembles every other
-                continue
-            value = np.uint64(int(images.phash(np.ascontiguousarray(view)), 16))
-            views.append((value, (values - values.mean()) / spread))
+        across, down = (round(crop * side) for side in grey.size)
+        box = (across, down, grey.width - across, grey.height - down)
+        small = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, box))
+        if small.std() < 1:  # a flat picture resembles every other
+            continue
+        for view in (small, small[:, ::-1], small[::-1]) if flips else (small,):
+            bits = imagehash.phash(Image.fromarray(np.ascontiguousarray(view))).hash
+            views.append((np.packbits(bits).view(np.uint64)[0], view.ravel()))
     return views
 
 
@@ -158,3 +196,26 @@ def _ngrams(record: Record) -> set[int]:
         return set()
     starts = range(max(1, len(words) - NGRAM + 1))
     return {hash(tuple(words[start : start + NGRAM])) for start in starts}
+
+
+def main(arguments: list[str] | None = None):
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of datasets; their test sides are checked")
+    parser.add_argument("--training", type=Path, help="folder of training records, as Parquet")
+    parsed = parser.parse_args(arguments)
+    ledger = Ledger()
+    read = (readers.read(recipe, root, ledger) for recipe, root in recipes.find(parsed.data))
+    records = curate.apply((r for part in read for r in part), ledger)
+    training, tested = as_published(records)
+    if parsed.training:
+        training = [r for r in curate.read_records(parsed.training) if r.split == "train"]
+    if not tested:
+        parser.error(f"{parsed.data} holds no dataset with a test side of its own")
+    print(f"{len(training):,} training records against {len(tested):,} test records")
+    for row in summary(find_leaks(training, tested), tested):
+        print(", ".join(f"{name}: {value}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()
