@@ -321,10 +321,10 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=900,
+            vision_steps=850,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
-            language_steps=600,
+            language_steps=540,
             language_batch_tokens=5000,
             language_learning_rate=5e-3,
         ),
