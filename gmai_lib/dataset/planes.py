@@ -28,9 +28,9 @@ MAX_VOXELS = 2**30  # a header may claim anything; more than this is not allocat
 # What the two libraries raise for broken files, found by flipping and cutting bytes.
 _NIFTI_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, KeyError)
 _NIFTI_ERRORS += (TypeError, OverflowError, zlib.error, struct.error)
-_DICOM_ERRORS = (InvalidDicomError, OSError, EOFError, ValueError, LookupError, AttributeError)
-_DICOM_ERRORS += (TypeError, NotImplementedError, RuntimeError, OverflowError, struct.error)
-_DICOM_ERRORS += (zlib.error, BytesLengthException)
+DICOM_ERRORS = (InvalidDicomError, OSError, EOFError, ValueError, LookupError, AttributeError)
+DICOM_ERRORS += (TypeError, NotImplementedError, RuntimeError, OverflowError, struct.error)
+DICOM_ERRORS += (zlib.error, BytesLengthException)
 
 # DICOM Modality (0008,0060) -> the paper's vocabulary; everything else is a counted drop.
 MODALITIES = {
@@ -70,6 +70,8 @@ class Plane:
     load: Callable[[], np.ndarray]  # (rows, columns) in rescaled units; ValueError says why not
     voi: tuple[float, float] | None = None  # center, width
     inverted: bool = False  # MONOCHROME1: low is white
+    axis: str = ""  # axial, coronal or sagittal, where the recipe declares its axes
+    uid: str = ""  # SOP Instance UID of a DICOM slice
 
 
 # ---- NIfTI ---------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ def dicom_header(path: Path) -> pydicom.Dataset | None:
             # pydicom warns about each odd value in a header; none of those is used here.
             warnings.simplefilter("ignore")
             return pydicom.dcmread(path, stop_before_pixels=True)
-    except _DICOM_ERRORS:
+    except DICOM_ERRORS:
         return None
 
 
@@ -181,7 +183,7 @@ def dicom_pixels(path: Path, frame: int) -> np.ndarray:
                 pixels = apply_color_lut(pixels, dataset)
             if pixels.ndim == 2:
                 return apply_modality_lut(pixels, dataset)
-    except _DICOM_ERRORS as error:
+    except DICOM_ERRORS as error:
         raise ValueError(f"DICOM pixels cannot be decoded ({syntax})") from error
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"DICOM pixels have {pixels.ndim} dimensions")
@@ -233,7 +235,7 @@ def _value(header: pydicom.Dataset | None, name: str):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return None if header is None else header.get(name)
-    except _DICOM_ERRORS:
+    except DICOM_ERRORS:
         return None
 
 
