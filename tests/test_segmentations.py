@@ -234,6 +234,12 @@ def _contours(**changes):
     return change
 
 
+def _reference_to(k):
+    item = pydicom.Dataset()
+    item.ReferencedSOPInstanceUID = tiny.uid("LUNG1-001", "0.000000-NA-82046", f"slice {k}")
+    return item
+
+
 def _moved(by):
     def change(ds):
         for roi in ds.ROIContourSequence:
@@ -291,6 +297,10 @@ BAD_CONTOURS = {
     "empty": (_contours(ContourData=[]), {"contour of fewer than three points": 1, UNUSABLE: 1}),
     "between slices": (
         _moved((0, 0, 40)),
+        {"contour lies on no slice of its series": 1, UNUSABLE: 1},
+    ),
+    "another slice": (
+        _contours(ContourImageSequence=[_reference_to(4)]),
         {"contour lies on no slice of its series": 1, UNUSABLE: 1},
     ),
     "not flat": (_tilted, {"contour lies on no slice of its series": 1, UNUSABLE: 1}),

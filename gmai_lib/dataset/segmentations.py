@@ -287,14 +287,23 @@ def _polygon(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
 def _stacked(slices: dict[int, np.ndarray], planes: list[Plane]) -> _Parts:
     """Drawn slices as volumes: one, or several where slices are missing in between."""
     parts = []
+    drawn = np.logical_or.reduce(list(slices.values()))
+    if not drawn.any():
+        return []
+    (top, bottom), (left, right) = (
+        (used[0], used[-1] + 1) for used in (np.flatnonzero(drawn.any(axis=a)) for a in (1, 0))
+    )
+    window = (slice(top, bottom), slice(left, right))
+    empty = np.zeros((bottom - top, right - left), bool)
     stretches, usual = runs(planes)
     for run in stretches:
-        drawn = [k for k in run if k in slices]
-        if drawn:
-            run = range(drawn[0], drawn[-1] + 1)
-            empty = np.zeros(planes[run[0]].shape, bool)
-            voxels = np.stack([slices.get(k, empty).T for k in run], axis=2)
-            parts += _cropped(voxels, run_affine(planes, run, usual))
+        within = [k for k in run if k in slices]
+        if within:
+            run = range(within[0], within[-1] + 1)
+            affine = run_affine(planes, run, usual)
+            affine[:3, 3] += affine[:3, :2] @ (left, top)
+            voxels = [slices[k][window].T if k in slices else empty.T for k in run]
+            parts.append((np.stack(voxels, axis=2), affine))
     return parts
 
 
