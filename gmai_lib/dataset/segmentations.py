@@ -249,7 +249,7 @@ def _draw(
     if text_of(contour, "ContourGeometricType") not in _CLOSED:
         return "contour is a point or an open line"
     try:
-        points = np.array(contour.get("ContourData") or [], np.float64).reshape(-1, 3)
+        points = np.array(_numbers(contour), np.float64).reshape(-1, 3)
     except DICOM_ERRORS:
         return "contour data is malformed"
     if not np.isfinite(points).all():
@@ -273,6 +273,17 @@ def _draw(
         return "contour covers no pixel"
     slices[k] = slices[k] ^ inside if k in slices else inside
     return ""
+
+
+def _numbers(contour: pydicom.Dataset) -> list:
+    """The values of ContourData, as text where they still are: objects would take seconds."""
+    if "ContourData" not in contour:
+        return []
+    value = contour.get_item("ContourData").value or []
+    if isinstance(value, bytes):
+        text = value.decode("ascii").strip(" \0")
+        return text.split("\\") if text else []
+    return list(value)
 
 
 def _polygon(pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
