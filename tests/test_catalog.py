@@ -26,7 +26,9 @@ def test_every_row_keeps_to_the_vocabularies(registry):
             assert values and len(values) == len(set(values)), row
         assert row.department in DEPARTMENTS and row.task in (*TASKS, "unstated"), row
         assert row.access in ACCESS and row.obtained, row
-        assert re.fullmatch(r"unstated|MIT|CC0-1\.0|CC-BY(-NC)?(-SA|-ND)?-4\.0", row.license), row
+        assert re.fullmatch(
+            r"unstated|MIT|CC0-1\.0|CC-BY(-NC)?(-[SN][AD])?-[34]\.0", row.license
+        ), row
         assert re.fullmatch(r"https?://\S+", row.homepage), row
         assert row.recipe in known | {""}, row
     assert not registry.name.str.lower().duplicated().any()

@@ -96,6 +96,7 @@ STRUCTURES = {
     "atrial appendage": "心耳",
     "superior vena cava": "上腔静脉",
     "inferior vena cava": "下腔静脉",
+    "portal vein": "门静脉",
     "portal vein and splenic vein": "门静脉和脾静脉",
     "iliac artery": "髂动脉",
     "iliac vein": "髂静脉",

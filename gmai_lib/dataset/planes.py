@@ -70,6 +70,8 @@ class Plane:
     load: Callable[[], np.ndarray]  # (rows, columns) in rescaled units; ValueError says why not
     voi: tuple[float, float] | None = None  # center, width
     inverted: bool = False  # MONOCHROME1: low is white
+    axis: str = ""  # axial, coronal or sagittal, where the recipe declares its axes
+    uid: str = ""  # SOP Instance UID of a DICOM slice
 
 
 # ---- NIfTI ---------------------------------------------------------------------------------

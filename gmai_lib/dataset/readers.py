@@ -49,6 +49,8 @@ _MODALITIES = {
     "oct": "OCT",
 }
 
+_SMALL = "region below the minimum size"
+
 # Formats whose image files are their own index; they have counted what does not fit.
 _OWN_INDEX = ("class_folders", "mask_pairs")
 
@@ -118,6 +120,7 @@ READERS: dict[str, Callable[[Recipe, Path, Ledger], Iterator[Record]]] = {
     "video_table": videos.video_table,
     "dicom_files": volumes.dicom_files,
     "dicom_series": volumes.dicom_series,
+    "dicom_tree": volumes.dicom_tree,
     "nnunet": volumes.nnunet,
     "volumes": volumes.volumes,
 }
@@ -216,6 +219,14 @@ def _boxes(
         found.append((_mask_boxes(recipe, root, label, path, shape), path))
     boxes, unusable = [], 0
     for result, example in found:
+        least = recipe.options.get("min_pixels", 0)
+        if not isinstance(result, str) and least:
+            large = [b for b in result if b.area is None or b.area * width * height >= least]
+            small = len(result) - len(large)
+            unusable += small
+            if large or not small:
+                drop_annotation(recipe, _SMALL, example, ledger, small)
+            result = large if large or not small else _SMALL
         if isinstance(result, str):
             drop_annotation(recipe, result, example, ledger)
             unusable += 1

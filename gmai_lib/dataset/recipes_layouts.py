@@ -4,6 +4,10 @@ Licences and access are those that the owners state; "unstated" where they state
 competition's rules. A grouping that the layout offers (patient, lesion, both eyes of a person)
 is used; where it offers none, near-copies may cross a split by image; notebook 02 reports them.
 
+Folders of The Cancer Imaging Archive are those that the NBIA Data Retriever writes with descriptive
+names: <collection>/<patient>/<date-study>/<number-series>/1-001.dcm
+(https://wiki.cancerimagingarchive.net/display/NBIA/Downloading+TCIA+Images).
+
 Sources of the layouts: the owners' pages, and where these are silent, what several independent
 public loaders agree on (torchxrayvision, torch-em, TensorFlow Datasets, eva, PyHealth).
 """
@@ -73,6 +77,13 @@ def _decathlon(task, modality, department, organ, names, window, purpose="diseas
         names=names,
         window=window,
     )
+
+
+def _archive(name, folder, patients, department, organ, names, window, **more) -> Recipe:
+    """A CT collection of The Cancer Imaging Archive with DICOM SEG or RTSTRUCT files."""
+    more |= {"files": "*/*/*/*.dcm", "names": names, "window": window, "instances": "label"}
+    marks = (f"{folder}/{patients}/*/*/*.dcm",)
+    return declare("dicom_tree", name, marks, "CT", department, organ, **more)
 
 
 PATHOLOGY = "laboratory medicine and pathology"
@@ -696,6 +707,67 @@ DECATHLON = (
     ),
 )
 
+# Contours of organs may end with the treated region: what is not drawn is not called absent.
+ARCHIVE = (
+    _archive(
+        "nsclc_radiomics",
+        "NSCLC-Radiomics",
+        "LUNG1-*",
+        "oncology",
+        "lung",
+        {
+            "GTV-1": "lung tumor",
+            "Lung-Left": "lung_left",
+            "Lung-Right": "lung_right",
+            "Lungs-Total": "",  # both at once
+            "Heart": "heart",
+            "Esophagus": "esophagus",
+            "Spinal-Cord": "spinal cord",
+        },
+        "mediastinum",
+        license="CC-BY-NC-3.0",
+        citation="Aerts et al., Nature Communications 2014, 10.1038/ncomms5006",
+        homepage="https://www.cancerimagingarchive.net/collection/nsclc-radiomics/",
+    ),
+    _archive(
+        "lctsc",
+        "LCTSC",
+        "LCTSC-*",
+        "oncology",
+        "chest",
+        {
+            "Esophagus": "esophagus",
+            "Heart": "heart",
+            "Lung_L": "lung_left",
+            "Lung_R": "lung_right",
+            "SpinalCord": "spinal cord",
+        },
+        "mediastinum",
+        split=r"LCTSC-(Train|Test)-",
+        task="organ recognition",
+        license="CC-BY-3.0",
+        citation="Yang et al., Lung CT Segmentation Challenge 2017, 10.7937/K9/TCIA.2017.3R3FVZ08",
+        homepage="https://www.cancerimagingarchive.net/collection/lctsc/",
+    ),
+    _archive(
+        "hcc_tace_seg",
+        "HCC-TACE-Seg",
+        "HCC_*",
+        "oncology",
+        "liver",
+        {
+            "Liver": "liver",
+            "Mass": "liver tumor",
+            "Portal vein": "portal vein",
+            "Abdominal aorta": "aorta",
+        },
+        "liver",
+        license="CC-BY-4.0",
+        citation="Moawad et al., Scientific Data 2023, 10.1038/s41597-023-01928-3",
+        homepage="https://www.cancerimagingarchive.net/collection/hcc-tace-seg/",
+    ),
+)
+
 DETECTION = (
     declare(
         "yolo",
@@ -742,4 +814,4 @@ VIDEOS = (
     ),
 )  # fmt: skip
 
-LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON + DETECTION + VIDEOS
+LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON + ARCHIVE + DETECTION + VIDEOS

@@ -1,18 +1,25 @@
 """Volumes: DICOM and NIfTI in, windowed and oriented slices with their annotation out.
 
-Every slice of a volume is an item; up to option `slices` (default 4) of them are kept, half by
-most annotated structure, half evenly spaced. A structure (one label of one mask) is one
-annotation, kept if a kept slice shows it. Masks are matched to slices in patient space, so
-they may lie on another grid than their image. Display: `images.py`.
+Every slice of a volume is an item; up to option `slices` (default 4) of them are kept. A structure
+(one value of one mask file) is one annotation, kept if a kept slice shows it. Masks are matched to
+slices in patient space, so they may lie on another grid than their image; a mask may be a NIfTI,
+MetaImage or NRRD file, a DICOM SEG or an RTSTRUCT (`segmentations.py`). Display: `images.py`.
 
 Options:
-    slices       slices per volume
+    slices       slices per volume, or per axis where `axes` is declared
+    select       which: "mixed" (default) half by most annotated structures, then area, the rest
+                 evenly spaced; "richest" all by structures and area, none without; "even"
+    axes         axial, coronal, sagittal: the planes to cut (`stacks.py`); default: the file's own
+    min_mm2      smallest region of a structure on a slice, in square millimetres; a smaller one
+                 is a counted drop, and the slice then says neither that the structure is there
+                 nor that it is absent. `min_pixels` is the same for flat images, in pixels
     window       name of a CT window, where the file itself has no VOI window
     instances    "components": every connected part on a slice is one instance; "values": every
                  mask value is; "label": one box around all of a structure
     table, key   CSV with patient, organ and finding of each volume (see `annotations.py`)
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from glob import escape
@@ -23,6 +30,7 @@ import numpy as np
 from gmai_lib.dataset import annotations, images
 from gmai_lib.dataset.planes import (
     MODALITIES,
+    Plane,
     body_part,
     dicom_header,
     dicom_pixels,
@@ -40,7 +48,15 @@ from gmai_lib.dataset.records import (
     new_record,
     others,
 )
-from gmai_lib.dataset.stacks import Volume, add_mask, dicom_volume, file_volume, redacted
+from gmai_lib.dataset.segmentations import add_dicom_mask, is_dicom_mask, referenced_series
+from gmai_lib.dataset.stacks import (
+    Volume,
+    add_mask,
+    dicom_headers,
+    dicom_volume,
+    file_volume,
+    redacted,
+)
 from gmai_lib.outputs import read_json
 from gmai_lib.schema import NO_FINDING, Box, Ledger, Record
 
@@ -54,13 +70,14 @@ def volumes(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
     (globs) and, where they are needed, modality, window, measurements (JSON), measured (label).
 
     A mask's label table is the Caret XML in its NIfTI header extension; without one the mask
-    holds one structure, named by its file.
+    holds one structure, named by its file. A mask that ends in .dcm is a DICOM SEG or RTSTRUCT.
     """
     base = recipe.options["base"]
     for case in recipe.options["cases"]:
         path = f"{base}/{case['image']}"
         if (root / path).is_dir():
-            volume = dicom_volume(recipe, root, annotations.files(root, f"{path}/*"), ledger)
+            headers = dicom_headers(root, annotations.files(root, f"{path}/*"))
+            volume = dicom_volume(recipe, root, headers, ledger)
         else:
             modality = case.get("modality", recipe.modality)
             volume = file_volume(recipe, root, path, modality, ledger)
@@ -70,6 +87,9 @@ def volumes(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
         for pattern in case["masks"]:
             found = annotations.files(root, f"{base}/{pattern}")
             for mask in found or [f"{base}/{pattern}"]:
+                if mask.endswith(".dcm"):
+                    add_dicom_mask(recipe, root, volume, mask, ledger)
+                    continue
                 stem = PurePosixPath(mask).name.removesuffix(".nii.gz")
                 add_mask(recipe, root, volume, mask, {1: label_name(recipe, stem)}, ledger)
         volume.vocabulary = {name for mask in volume.masks for name in mask.searched}
@@ -119,7 +139,8 @@ def dicom_series(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]
     for series in folders:
         mask = f"{series}/{recipe.options['mask']}"
         paths = annotations.files(root, f"{escape(series)}/*")
-        volume = dicom_volume(recipe, root, [p for p in paths if p != mask], ledger)
+        headers = dicom_headers(root, [p for p in paths if p != mask])
+        volume = dicom_volume(recipe, root, headers, ledger)
         if volume is None:
             continue
         finding = label_name(recipe, rows.get(series, {}).get("finding", ""))
@@ -133,6 +154,54 @@ def dicom_series(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]
         else:
             reason = "volume without its mask" if finding else "volume without a table row"
             ledger.drop(recipe.name, STEP, reason, volume.path, len(volume.planes))
+
+
+def dicom_tree(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+    """Series with DICOM SEG and RTSTRUCT files, one folder per patient (Cancer Imaging Archive).
+
+    Option `files`: glob of all DICOM files, the first part of a path is the patient's. Which file
+    belongs to which series is said by their UIDs, not by folders. Option `exhaustive`: what the
+    masks of a series name is absent on its slices that do not show it. Option `split`: regular
+    expression whose group finds the split in a path.
+    """
+    by_patient = defaultdict(list)
+    for path in annotations.files(root, recipe.options["files"]):
+        by_patient[path.partition("/")[0]].append(path)
+    for paths in by_patient.values():  # the headers of one patient at a time
+        headers, series, masks = dicom_headers(root, paths), defaultdict(dict), {}
+        patients = sorted({text_of(header, "PatientID") for header in headers.values()} - {""})
+        for path, header in headers.items():
+            if is_dicom_mask(header):
+                masks[path] = header
+            else:
+                series[text_of(header, "SeriesInstanceUID")][path] = header
+        instances = {
+            text_of(header, "SOPInstanceUID"): uid
+            for uid, members in series.items()
+            for header in members.values()
+        }
+        about = {path: referenced_series(header, instances) for path, header in masks.items()}
+        for path, uids in about.items():
+            if not uids & set(series):
+                reason = "mask of a series that is not there" if uids else "mask names no series"
+                drop_annotation(recipe, reason, redacted(recipe, path, patients), ledger)
+        for uid, members in series.items():
+            volume = dicom_volume(recipe, root, members, ledger)
+            if volume is None:
+                continue
+            volume.window = _named_window(recipe, recipe.options.get("window"))
+            said = re.match(recipe.options.get("split", ""), paths[0])
+            if said and said.groups():
+                volume.split = annotations.split_name(recipe, said[1])
+            mine = [path for path in masks if uid in about[path]]
+            used = [add_dicom_mask(recipe, root, volume, path, ledger) for path in mine]
+            if any(used):
+                if recipe.options.get("exhaustive"):
+                    volume.vocabulary = {n for mask in volume.masks for n in mask.searched}
+                yield from _slices(recipe, volume, ledger)
+            else:
+                reason = "series without a usable mask"
+                ledger.drop(recipe.name, STEP, reason, volume.path, len(volume.planes))
 
 
 def dicom_files(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
@@ -183,21 +252,22 @@ def dicom_files(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
 # ---- from planes to records ----------------------------------------------------------------
 
 
-def select_slices(scores: list[float], count: int) -> list[int]:
-    """Return up to `count` indices, ascending: half the richest, the rest evenly spaced.
+def select_slices(scores: list[float], count: int, select: str = "mixed") -> list[int]:
+    """Return up to `count` indices, ascending, by option `select` of the module docstring.
 
     Neighbours of a rich slice look almost the same and are passed over.
     """
     n = len(scores)
+    by_score = {"mixed": (count + 1) // 2, "richest": count, "even": 0}[select]
     if n <= count:
-        return list(range(n))
+        return [i for i in range(n) if select != "richest" or scores[i] > 0]
     chosen: list[int] = []
     for i in sorted(range(n), key=lambda i: (-scores[i], i)):
-        if len(chosen) == (count + 1) // 2 or scores[i] <= 0:
+        if len(chosen) == by_score or scores[i] <= 0:
             break
         if all(abs(i - other) > n // (2 * count) for other in chosen):
             chosen.append(i)
-    evenly = count - len(chosen)
+    evenly = 0 if select == "richest" else count - len(chosen)
     for part in range(evenly):
         center = (part + 0.5) * n / evenly
         free = (i for i in range(n) if i not in chosen)
@@ -205,13 +275,26 @@ def select_slices(scores: list[float], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
-    chosen = select_slices(_scores(volume), recipe.options.get("slices", 4))
+def _chosen(recipe: Recipe, volume: Volume, ledger: Ledger) -> list[Plane]:
+    """The planes to keep of each axis; the others are drops."""
+    select, count = recipe.options.get("select", "mixed"), recipe.options.get("slices", 4)
+    if select not in ("mixed", "richest", "even"):
+        raise ValueError(f"recipe {recipe.name}: select {select!r} is not mixed, richest or even")
+    by_axis, chosen = defaultdict(list), []
+    for plane in volume.planes:
+        by_axis[plane.axis].append(plane)
+    for planes in by_axis.values():
+        scores = [_score(recipe, volume, plane) for plane in planes]
+        chosen += [planes[i] for i in select_slices(scores, count, select)]
     if len(volume.planes) > len(chosen):
         unused = len(volume.planes) - len(chosen)
         ledger.drop(recipe.name, STEP, "slice not selected", volume.path, unused)
+    return chosen
+
+
+def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
     planes, loaded = [], []
-    for plane in (volume.planes[i] for i in chosen):
+    for plane in _chosen(recipe, volume, ledger):
         try:
             loaded.append(plane.load())
             planes.append(plane)
@@ -223,20 +306,29 @@ def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
             f"{volume.path} states no CT window; give recipe {recipe.name} the option window, "
             f"one of {list(images.CT_WINDOWS)}"
         )
-    shown: set[tuple[int, int]] = set()  # structures: mask and value
+    shown: set[tuple[str, int]] = set()  # structures: file of the mask and value
     pixels = _grey(loaded, windows, [plane.inverted for plane in planes])
     for plane, array in zip(planes, pixels, strict=True):
         array, affine = images.radiological(array, plane.affine)
         boxes: list[Box] = []
-        for number, mask in enumerate(volume.masks):
+        too_small: dict[str, int] = defaultdict(int)  # label -> regions
+        for mask in volume.masks:
             values, _ = images.radiological(mask.on(plane), plane.affine)
             for value in sorted({*np.unique(values).tolist()} & {*mask.names}):
-                shown.add((number, value))
                 how = recipe.options["instances"]
                 how = "label" if how == "values" else how
-                boxes += boxes_of_mask(values == value, mask.names[value], how)
+                regions = boxes_of_mask(values == value, mask.names[value], how)
+                large = [r for r in regions if r.area * values.size >= _least(recipe, plane)]
+                if large:
+                    shown.add((mask.path, value))
+                if len(large) < len(regions):
+                    too_small[mask.names[value]] += len(regions) - len(large)
+                boxes += large
+        lost = sum(too_small.values())
+        drop_annotation(recipe, "region below the minimum size", plane.path, ledger, lost)
         labels = tuple(dict.fromkeys(box.label for box in boxes))
-        if not labels and volume.is_complete and "no_annotation" in recipe.options:
+        certain = volume.is_complete and not too_small
+        if not labels and certain and "no_annotation" in recipe.options:
             labels = (recipe.options["no_annotation"],)
         column_mm, row_mm = np.linalg.norm(affine[:3, :2], axis=0)
         ledger.keep(recipe.name, STEP)
@@ -249,30 +341,35 @@ def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
             organ=volume.organ,
             patient=volume.patient,
             volume=volume.path,
+            split=volume.split,
             labels=labels,
-            absent=others(volume.vocabulary, labels) if volume.is_complete else (),
+            absent=others(volume.vocabulary, {*labels, *too_small}) if volume.is_complete else (),
             boxes=tuple(boxes),
-            complete=bool(recipe.options.get("complete") and volume.is_complete),
+            complete=bool(recipe.options.get("complete") and certain),
             report=volume.report if volume.measured in labels else "",
         )
-    structures = {(i, v) for i, mask in enumerate(volume.masks) for v in mask.names}
+    structures = {(mask.path, value) for mask in volume.masks for value in mask.names}
     if shown:
         ledger.keep(recipe.name, STEP, len(shown), level="annotation")
     unseen = len(structures - shown)
     drop_annotation(recipe, "structure on no selected slice", volume.path, ledger, unseen)
 
 
-def _scores(volume: Volume) -> list[float]:
-    """Structures on each plane, plus the covered fraction to tell equal ones apart."""
-    scores = []
-    for plane in volume.planes:
-        found, covered = 0, 0.0
-        for mask in volume.masks:
-            values = mask.on(plane)
-            found += len(np.unique(values[values > 0]))
-            covered += np.count_nonzero(values) / values.size
-        scores.append(found + covered / (1 + len(volume.masks)))
-    return scores
+def _score(recipe: Recipe, volume: Volume, plane: Plane) -> float:
+    """Structures on a plane, plus the covered fraction to tell equal ones apart."""
+    found, covered, least = 0, 0, _least(recipe, plane)
+    for mask in volume.masks:
+        values = mask.on(plane)
+        _, counts = np.unique(values[values > 0], return_counts=True)
+        found += int((counts >= least).sum())
+        covered += int(counts[counts >= least].sum())
+    return found + covered / (plane.shape[0] * plane.shape[1] * (1 + len(volume.masks)))
+
+
+def _least(recipe: Recipe, plane: Plane) -> float:
+    """Pixels of a plane that the smallest region has."""
+    pixel_mm2 = np.linalg.norm(np.cross(plane.affine[:3, 0], plane.affine[:3, 1]))
+    return max(1.0, recipe.options.get("min_mm2", 0.0) / pixel_mm2)
 
 
 def _record(recipe: Recipe, path: str, pixels: np.ndarray, **more) -> Record:
