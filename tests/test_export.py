@@ -60,8 +60,10 @@ def test_exporting_again_gives_the_same_bytes(pairs, tmp_path):
 
 
 def test_command_line(pairs, tmp_path, capsys):
-    export.main([str(pairs), str(tmp_path / "out")])
-    assert "train" in capsys.readouterr().out
+    export.main([str(pairs), str(tmp_path / "out"), "--creator", "Us"])
+    said = capsys.readouterr().out
+    assert "train" in said and "croissant.json; not stated: url, datePublished" in said
+    assert json.loads((pairs / "croissant.json").read_text())["creator"]["name"] == "Us"
     with pytest.raises(SystemExit):
         export.main([str(tmp_path / "none"), str(tmp_path / "out")])
     assert "no *.parquet shards" in capsys.readouterr().err

@@ -71,7 +71,8 @@ def write_pairs(
             for sample in samples:
                 shards[sample.split].add(sample)
         names = [name for split in SPLITS for name in shards[split].close()]
-        for old in (*out.glob("*-of-*.parquet"), out / "manifest.json"):
+        # What described the earlier shards goes with them.
+        for old in (*out.glob("*-of-*.parquet"), out / "manifest.json", out / "croissant.json"):
             old.unlink(missing_ok=True)
         for name in names:
             (staging / name).rename(out / name)
