@@ -21,7 +21,7 @@ def pairs(tmp_path_factory):
     records = [replace(phantom(i), split="train" if i % 4 else "test") for i in range(20)]
     records.append(replace(text_only(), split="train"))
     build.write_pairs(
-        records, folder, writer=TemplateWriter(0), seed=0, chinese_fraction=0.5, shard_rows=30
+        records, folder, writer=TemplateWriter(0), seed=0, chinese_fraction=0.5, shard_records=7
     )
     return folder
 
