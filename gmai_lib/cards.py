@@ -21,6 +21,7 @@ import yaml
 
 from gmai_lib import outputs, report
 from gmai_lib.dataset import licenses
+from gmai_lib.dataset.croissant import LIMITS, NOT_CLINICAL
 from gmai_lib.schema import LANGUAGES, SUBSETS
 
 # Percent of image records; arXiv:2411.14522 v2, figure 2. OCT and infrared reflectance are 1.4
@@ -48,10 +49,6 @@ PAPER_SUBSETS = {
     "text_single": 1.0,
     "text_multi": 0.649,
 }
-NOT_CLINICAL = (
-    "For research and teaching only. Nothing here is a medical device, and no answer of the model "
-    "may influence the care of a person."
-)
 
 
 def modality_shares(manifest: dict) -> list[dict]:
@@ -170,11 +167,7 @@ def dataset_card(manifest: dict, sources: list[dict], measured: dict[str, int]) 
         "## Splits\n",
         "By patient, volume or image group, never by row; identical images share a split.\n",
         "## Known limits\n",
-        "- Phantoms are procedural pictures. They teach and test the machinery, not medicine.\n"
-        "- Template text is less varied than human text, and says nothing the annotation does not "
-        "say.\n"
-        "- Annotation errors of a source are repeated.\n"
-        "- Sides and places are those of the image frame, not of the patient.\n",
+        "".join(f"- {limit}\n" for limit in LIMITS),
     ]
     return "\n".join(parts)
 

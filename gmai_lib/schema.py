@@ -11,7 +11,7 @@ Sides and places are those of the *image frame* as displayed, not of the patient
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 
 # The paper's 13 modalities; "text" marks records that have no image.
 MODALITIES = (
@@ -191,8 +191,9 @@ class Record:
         """Flatten for Parquet: nested annotation as JSON text, the rest as columns."""
         row = {f.name: getattr(self, f.name) for f in fields(self)}
         row["labels"], row["absent"] = list(self.labels), list(self.absent)
-        row["boxes"] = json.dumps([asdict(b) for b in self.boxes])
-        row["qa"] = json.dumps([asdict(q) for q in self.qa], ensure_ascii=False)
+        # vars, not asdict, here and below: these are flat, and asdict copies every value.
+        row["boxes"] = json.dumps([vars(b) for b in self.boxes])
+        row["qa"] = json.dumps([vars(q) for q in self.qa], ensure_ascii=False)
         return row
 
     @classmethod
@@ -249,8 +250,8 @@ class Sample:
         row["images"] = [{"bytes": b, "path": None} for b in self.images]
         row["conversations"] = list(self.conversations)
         row["labels"] = list(self.labels)
-        row["boxes"] = [asdict(b) for b in self.boxes]
-        row["facts"] = [asdict(f) for f in self.facts]
+        row["boxes"] = [vars(b) for b in self.boxes]
+        row["facts"] = [vars(f) for f in self.facts]
         return row
 
 

@@ -1,8 +1,14 @@
-"""gmai_lib.dataset.build: streaming, atomic, deterministic, counted, loadable."""
+"""gmai_lib.dataset.build: streaming, atomic, deterministic, counted, loadable, resumable."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pytest
@@ -32,7 +38,7 @@ def load(folder, tmp_path):
 def test_the_folder_loads_with_plain_datasets(tmp_path):
     out = tmp_path / "pairs"
     made = split_over([phantom(i, image=png(i)) for i in range(24)])
-    manifest = write(made, out, shard_rows=20)
+    manifest = write(made, out, shard_records=6)
     loaded = load(out, tmp_path)
     assert set(loaded) == set(SPLITS)
     assert sum(len(part) for part in loaded.values()) == manifest["num_samples"]
@@ -53,7 +59,7 @@ def test_the_folder_loads_with_plain_datasets(tmp_path):
 
 
 def test_shards_are_named_counted_and_hashed(tmp_path):
-    manifest = write(split_over([phantom(i) for i in range(40)]), tmp_path, shard_rows=30)
+    manifest = write(split_over([phantom(i) for i in range(40)]), tmp_path, shard_records=7)
     on_disk = sorted(p.name for p in tmp_path.iterdir())
     assert on_disk == sorted(["manifest.json", *(s["name"] for s in manifest["shards"])])
     rows = Counter()
@@ -62,9 +68,11 @@ def test_shards_are_named_counted_and_hashed(tmp_path):
         rows[split] += shard["rows"]
         total = sum(s["name"].startswith(f"{split}-") for s in manifest["shards"])
         assert rest.endswith(f"-of-{total:05d}.parquet")
-        assert shard["rows"] <= 30 and len(shard["sha256"]) == 64
+        assert len(shard["sha256"]) == 64
         assert (tmp_path / shard["name"]).stat().st_size == shard["bytes"]
-    assert next(s["rows"] for s in manifest["shards"] if s["name"].startswith("train")) == 30
+    names = [s["name"] for s in manifest["shards"]]
+    assert sum(name.startswith("train") for name in names) == 3, "20 records, 7 in a shard"
+    assert sum(name.startswith("test") for name in names) == 2
     assert (
         sum(rows.values())
         == manifest["num_samples"]
@@ -127,9 +135,13 @@ def test_an_exception_in_mid_stream_leaves_nothing_that_loads(tmp_path, monkeypa
         raise OSError("disk pulled")
 
     with pytest.raises(OSError, match="disk pulled"):
-        write(broken(), tmp_path, shard_rows=20)
+        write(broken(), tmp_path, shard_records=6)
     assert list(tmp_path.rglob("*.parquet")) == []
-    assert list(tmp_path.iterdir()) == []
+    assert {p.suffix for p in (tmp_path / ".partial").iterdir()} == {".rows", ".json"}
+    assert not list((tmp_path / ".partial").glob(".*")), "nothing half-written"
+    with pytest.raises(OSError, match="disk pulled"):
+        write(broken(), tmp_path / "small", shard_records=60)
+    assert not any((tmp_path / "small").iterdir()), "nothing finished that could be used"
 
 
 def test_a_failed_run_keeps_the_earlier_shards_whole(tmp_path):
@@ -146,7 +158,7 @@ def test_a_failed_run_keeps_the_earlier_shards_whole(tmp_path):
 
 
 def test_a_new_run_replaces_the_earlier_shards(tmp_path):
-    write(split_over([phantom(i) for i in range(40)]), tmp_path, shard_rows=10)
+    write(split_over([phantom(i) for i in range(40)]), tmp_path, shard_records=3)
     manifest = write(split_over([phantom(i) for i in range(4)]), tmp_path)
     assert {p.name for p in tmp_path.glob("*.parquet")} == {s["name"] for s in manifest["shards"]}
 
@@ -166,19 +178,25 @@ def test_what_a_killed_run_leaves_does_not_load(tmp_path):
     assert not staging.exists()
 
 
-def test_memory_holds_one_row_group_per_split(tmp_path, monkeypatch):
+def test_memory_holds_one_row_group(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_GROUP_ROWS", 10)
     most = 0
-    flush = build._Shards._flush
+    flush = build._RowGroups._flush
 
     def watched(self):
         nonlocal most
         most = max(most, len(self.pending))
         flush(self)
 
-    monkeypatch.setattr(build._Shards, "_flush", watched)
+    monkeypatch.setattr(build._RowGroups, "_flush", watched)
     write((phantom(i) for i in range(60)), tmp_path)
     assert 0 < most <= 10
+
+
+def test_a_shard_of_large_images_ends_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_SHARD_BYTES", 3 * len(PNG))
+    manifest = write((phantom(i) for i in range(10)), tmp_path)
+    assert len(manifest["shards"]) == 4
 
 
 def test_large_images_flush_by_bytes(tmp_path, monkeypatch):
@@ -204,8 +222,8 @@ def test_bad_arguments_are_refused(tmp_path):
         write([phantom(0), phantom(0)], tmp_path)
     with pytest.raises(ValueError, match=r"chinese_fraction 1\.5"):
         write([], tmp_path, chinese_fraction=1.5)
-    with pytest.raises(ValueError, match="shard_rows 0"):
-        write([], tmp_path, shard_rows=0)
+    with pytest.raises(ValueError, match="shard_records 0"):
+        write([], tmp_path, shard_records=0)
 
 
 def test_another_writer_only_needs_name_and_write(tmp_path):
@@ -268,3 +286,159 @@ def test_a_commercial_build_names_every_forbidden_source_and_leaves_nothing(tmp_
     assert manifest["use"] == "commercial" and "CC0-1.0" in manifest["composition"]["license"]
     with pytest.raises(ValueError, match="use 'sale' is not one of"):
         write(made, tmp_path / "pairs", use="sale")
+
+
+# ---- many processes, and a process that is killed -------------------------------------------
+
+
+class Logging(TemplateWriter):
+    """Notes every record it writes in a file; hangs at one record, as if the machine did."""
+
+    def __init__(self, log: Path, hang_at: str = ""):
+        super().__init__(0)
+        self.log, self.hang_at = log, hang_at
+
+    def write(self, record, facts, *, language):
+        with self.log.open("a") as file:
+            file.write(f"{record.id}\n")
+        while record.id == self.hang_at:
+            time.sleep(0.05)
+        return super().write(record, facts, language=language)
+
+
+def many():
+    """48 records of three splits and every kind."""
+    return split_over([*one_of_each(), *(phantom(i, image=png(i)) for i in range(12, 40))])
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def test_one_two_and_three_processes_write_the_same_bytes(tmp_path):
+    made = many()
+    for processes in (1, 2, 3):
+        write(iter(made), tmp_path / str(processes), shard_records=6, processes=processes)
+    one = contents(tmp_path / "1")
+    assert len(one) > 6
+    assert contents(tmp_path / "2") == one and contents(tmp_path / "3") == one
+
+
+def start_child(folder, hang_at, processes):
+    code = (
+        "from pathlib import Path; import test_build\n"
+        f"writer = test_build.Logging(Path({str(folder / 'log')!r}), {hang_at!r})\n"
+        f"test_build.write(test_build.many(), Path({str(folder / 'pairs')!r}), writer=writer,"
+        f" shard_records=6, chinese_fraction=0, processes={processes})"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, start_new_session=True
+    )
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_after_kill_9_at_most_one_shard_per_process_is_written_again(tmp_path, processes):
+    made = many()
+    hang_at = [r for r in made if r.split == "train"][16].id  # in the third shard of the split
+    log = tmp_path / "log"
+    log.touch()
+    child = start_child(tmp_path, hang_at, processes)
+    wait_for(lambda: hang_at in log.read_text().split() or child.poll() is not None)
+    assert child.poll() is None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    group = child.pid  # of the session that the child started
+    wait_for(lambda: not alive(group))  # its workers have seen that it is gone
+    first = log.read_text().split()
+    assert len(first) >= 12 and not list((tmp_path / "pairs").glob("*.parquet"))
+    arguments = {"shard_records": 6, "chinese_fraction": 0}
+    manifest = write(made, tmp_path / "pairs", writer=Logging(log), **arguments)
+    both = log.read_text().split()
+    repeated = sum(n - 1 for n in Counter(both).values())
+    assert 0 < repeated <= 6 * processes
+    assert set(both) == {r.id for r in made}
+    assert manifest == write(made, tmp_path / "again", **arguments)
+    assert contents(tmp_path / "pairs") == contents(tmp_path / "again")
+
+
+def alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_what_was_written_otherwise_is_not_used_again(tmp_path):
+    made = many()
+
+    def of_split(split):
+        return [r for r in made if r.split == split]
+
+    def failed_run(folder):
+        def broken():
+            yield from made
+            raise OSError("disk pulled")
+
+        with pytest.raises(OSError, match="disk pulled"):
+            write(broken(), folder, shard_records=6)
+        return folder
+
+    def written_by(records, folder, **changes):
+        (log := tmp_path / "log").write_text("")
+        write(records, folder, writer=Logging(log), shard_records=6, **changes)
+        return set(log.read_text().split())
+
+    assert written_by(made, failed_run(tmp_path / "same")) == set(), "all shards were finished"
+    for changes in ({"seed": 1}, {"chinese_fraction": 0.9}):
+        folder = failed_run(tmp_path / str(changes))
+        assert written_by(made, folder, **changes) == {r.id for r in made}
+    folder = failed_run(tmp_path / "labels")
+    others = [replace(made[0], labels=("cyst",), boxes=()), *made[1:]]
+    assert written_by(others, folder) == {r.id for r in of_split("train")[:6]}
+    folder = failed_run(tmp_path / "broken")
+    (folder / ".partial" / "test-00001.rows").write_bytes(b"PAR1 half")
+    assert written_by(made, folder) == {r.id for r in of_split("test")[6:]}
+    assert contents(folder) == contents(tmp_path / "same")
+
+
+def test_memory_does_not_grow_with_the_number_of_records(tmp_path):
+    """Peak of a process that writes 15 MB of images, and of one that writes 75 MB."""
+    peaks = []
+    for number in (30, 150):
+        code = (
+            "import random, resource, sys; from pathlib import Path\n"
+            "import test_build; from gmai_lib.dataset import build\n"
+            "build._SHARD_BYTES = build._GROUP_BYTES = 2**22\n"
+            "noise = lambda i: random.Random(i).randbytes(500_000)\n"
+            f"made = (test_build.phantom(i, image=noise(i)) for i in range({number}))\n"
+            f"test_build.write(made, Path({str(tmp_path / str(number))!r}), chinese_fraction=0)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        )
+        paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks.append(int(result.stdout))
+    assert peaks[1] - peaks[0] < 20, f"{peaks} MB"
+
+
+def test_a_writer_that_cannot_travel_is_refused_with_a_sentence(tmp_path):
+    writer = TemplateWriter(0)
+    writer.lock = lambda: None
+    with pytest.raises(ValueError, match="cannot be sent to another process, use one"):
+        write(many(), tmp_path, writer=writer, processes=2)
+    with pytest.raises(ValueError, match="processes 0 is not positive"):
+        write(many(), tmp_path, processes=0)

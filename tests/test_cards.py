@@ -70,6 +70,25 @@ def test_dataset_card_has_valid_metadata_counts_and_the_non_clinical_statement()
     assert "caught 99.5 % of 200 planted errors and refused 2.0 % of 50 right" in body
 
 
+def test_the_hub_library_reads_both_cards():
+    from huggingface_hub import DatasetCard, DatasetCardData, ModelCard
+
+    sources = cards.source_rows(MANIFEST, RECORDS, LEDGER)
+    written = cards.dataset_card(MANIFEST, sources, MEASURED)
+    card = DatasetCard(written, ignore_metadata_errors=False)
+    assert isinstance(card.data, DatasetCardData)
+    assert card.data.license == "cc-by-4.0" and card.data.language == ["en", "zh"]
+    assert card.data.task_categories == ["image-text-to-text", "visual-question-answering"]
+    again = DatasetCardData(**yaml.safe_load(written.split("---\n", 2)[1]))
+    assert again.to_dict() == card.data.to_dict()
+    row = {"benchmark": "phantom", "kind": "overall", "metric": "accuracy", "num_items": 1}
+    row |= {"score": 0.6, "ci_low": 0.6, "ci_high": 0.6, "blind_score": 0.3, "majority_score": 0.2}
+    parts = [{"part": "projector", "parameters": 2}]
+    stages = [{"stage": "shallow_alignment", "steps": 3, "seconds": 6, "final_loss": "1.2"}]
+    model = ModelCard(cards.model_card(config.load("mini"), [row], parts, stages))
+    assert model.data.library_name == "transformers"
+
+
 def test_dataset_card_says_other_for_a_licence_it_cannot_name():
     sources = cards.source_rows(MANIFEST, [r | {"license": "unstated"} for r in RECORDS], LEDGER)
     head = cards.dataset_card(MANIFEST, sources, MEASURED).split("---\n", 2)[1]

@@ -21,7 +21,7 @@ def pairs(tmp_path_factory):
     records = [replace(phantom(i), split="train" if i % 4 else "test") for i in range(20)]
     records.append(replace(text_only(), split="train"))
     build.write_pairs(
-        records, folder, writer=TemplateWriter(0), seed=0, chinese_fraction=0.5, shard_rows=30
+        records, folder, writer=TemplateWriter(0), seed=0, chinese_fraction=0.5, shard_records=7
     )
     return folder
 
@@ -60,8 +60,10 @@ def test_exporting_again_gives_the_same_bytes(pairs, tmp_path):
 
 
 def test_command_line(pairs, tmp_path, capsys):
-    export.main([str(pairs), str(tmp_path / "out")])
-    assert "train" in capsys.readouterr().out
+    export.main([str(pairs), str(tmp_path / "out"), "--creator", "Us"])
+    said = capsys.readouterr().out
+    assert "train" in said and "croissant.json; not stated: url, datePublished" in said
+    assert json.loads((pairs / "croissant.json").read_text())["creator"]["name"] == "Us"
     with pytest.raises(SystemExit):
         export.main([str(tmp_path / "none"), str(tmp_path / "out")])
     assert "no *.parquet shards" in capsys.readouterr().err

@@ -1,33 +1,46 @@
 """Records -> Parquet shards of samples, streaming, with a manifest that counts everything.
 
-`write_pairs(records, out, writer=TemplateWriter(0), seed=0, chinese_fraction=0.3)` writes
-`<out>/{train,validation,test}-00000-of-00003.parquet` and `manifest.json`; the folder loads with
-`datasets.load_dataset("parquet", data_dir=out)`, without gmai_lib.
+`write_pairs(records, out, writer=TemplateWriter(0), seed=0, chinese_fraction=0.3, processes=2)`
+writes `<out>/{train,validation,test}-00000-of-00003.parquet` and `manifest.json`; the folder loads
+with `datasets.load_dataset("parquet", data_dir=out)`, without gmai_lib.
 
-Shards are written into a hidden folder and moved into place when all of them are complete, so a
-killed run leaves nothing that loads. Same records, writer and seed: same bytes.
+A shard holds the samples of so many consecutive records of its split and is one job: one process
+runs all steps on it, from facts to the finished file. So the bytes depend on records, writer and
+seed, not on the number of processes, and memory on the size of a shard, not on their number.
+
+Shards are written into a hidden folder and moved into place when all of them are complete: a
+killed run leaves nothing that loads. The same call finds the finished ones again and writes only
+those that were being written.
 
 Paper: section 3.1, steps 5 and 6 (about 30 % of the image records also in Chinese).
 """
 
 import hashlib
+import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 
 from gmai_lib.dataset import fidelity, licenses
 from gmai_lib.dataset.facts import extract
-from gmai_lib.outputs import write_json
+from gmai_lib.dataset.pool import ordered
+from gmai_lib.outputs import atomic, read_json, write_json
 from gmai_lib.schema import SPLITS, Ledger, Record, Sample, sample_features
 
 # Columns of the counts in the manifest; every sample is in exactly one row.
 COUNTED = ("source", "subset", "language", "split", "modality")
 # Columns whose values are counted on their own, for the dataset card.
 COMPOSITION = ("modality", "department", "task", "granularity", "license", "access", "writer")
-# Rows and bytes that one split holds in memory before they go to disk as a row group.
+# What a writer counts on the side, and its name in the manifest.
+_WRITER_COUNTS = {"counts": "writer_counts", "unknown_terms": "untranslated_terms"}
+# Rows and bytes of samples that are in memory before they go to disk as a row group.
 _GROUP_ROWS, _GROUP_BYTES = 500, 32 * 2**20
+# A shard of large images ends before its last record: this much is in memory for each split.
+_SHARD_BYTES = 64 * 2**20
 STEP = "write_pairs"
 
 
@@ -39,13 +52,16 @@ def write_pairs(
     seed: int,
     chinese_fraction: float,
     use: str = "research",
-    shard_rows: int = 4000,
+    shard_records: int = 1000,
+    processes: int = 1,
 ) -> dict:
     """Write the samples of `records` to `out`; return the manifest (also `manifest.json`).
 
-    `writer` has `name` and `write(record, facts, *, language)`. Each record is written in its own
-    language; of the English image records, `chinese_fraction` are written in Chinese as well.
-    Shards of an earlier run in `out` are replaced. A record without samples is counted.
+    `writer` has `name` and `write(record, facts, *, language)`; with more than one process it must
+    be picklable. Each record is written in its own language; of the English image records,
+    `chinese_fraction` are written in Chinese as well. A shard holds the samples of at most
+    `shard_records` records. Shards of an earlier run in `out` are replaced, finished ones of a
+    killed run are used. A record without samples is counted.
 
     `use` is what the build is declared for, one of licenses.USES.
 
@@ -54,55 +70,170 @@ def write_pairs(
     """
     if not 0 <= chinese_fraction <= 1:
         raise ValueError(f"chinese_fraction {chinese_fraction} is not within 0..1")
-    if shard_rows < 1:
-        raise ValueError(f"shard_rows {shard_rows} is not positive")
+    if shard_records < 1:
+        raise ValueError(f"shard_records {shard_records} is not positive")
     out = Path(out)
     staging = out / ".partial"
-    shutil.rmtree(staging, ignore_errors=True)  # of a killed run
-    staging.mkdir(parents=True)
-    shards = {split: _Shards(staging, split, shard_rows) for split in SPLITS}
-    tally = _Tally()
-    forbidden: set[tuple[str, str]] = set()
+    staging.mkdir(parents=True, exist_ok=True)
+    for leftover in staging.glob(".*"):  # half-written files of a killed run
+        leftover.unlink()
+    work = partial(_write_shard, staging, writer, seed, chinese_fraction)
+    tally, shards = _Tally(), {split: [] for split in SPLITS}
     try:
-        for record in records:
-            reason = licenses.refusal(record.license, record.access, use)
-            if reason:
-                forbidden.add((record.source, reason))
-            if forbidden:  # read on to name every such source, but write nothing more
-                continue
-            if record.split not in SPLITS:
-                raise ValueError(
-                    f"record {record.id} has split {record.split!r}, not one of {SPLITS}: "
-                    "run curate.assign_splits first"
-                )
-            written = _samples_of(record, writer, seed, chinese_fraction)
-            samples = [sample for sample in written if tally.accepts(record, sample)]
-            tally.add(record, samples, refused=len(written) - len(samples))
-            for sample in samples:
-                shards[sample.split].add(sample)
-        licenses.refuse(sorted(forbidden), use)
-        names = [name for split in SPLITS for name in shards[split].close()]
-        for old in (*out.glob("*-of-*.parquet"), out / "manifest.json"):
+        jobs = _jobs(_permitted(records, use), shard_records)
+        for shard in ordered(work, jobs, processes=processes):
+            tally.merge(shard["tally"])
+            if shard["rows"]:
+                shards[shard["split"]].append(shard)
+        # What described the earlier shards goes with them.
+        for old in (*out.glob("*-of-*.parquet"), out / "manifest.json", out / "croissant.json"):
             old.unlink(missing_ok=True)
-        for name in names:
-            (staging / name).rename(out / name)
+        published = [row for split in SPLITS for row in _publish(staging, out, shards[split])]
+        shutil.rmtree(staging)
     finally:
-        for split in SPLITS:
-            shards[split].abandon()
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging.is_dir() and not any(staging.glob("*.json")):
+            shutil.rmtree(staging)  # nothing finished that another run could use
     manifest = {
         "writer": writer.name,
         "use": use,
         "seed": seed,
         "chinese_fraction": chinese_fraction,
-        "shard_rows": shard_rows,
+        "shard_records": shard_records,
         **tally.summary(),
-        "writer_counts": dict(getattr(writer, "counts", {})),
-        "untranslated_terms": dict(getattr(writer, "unknown_terms", {})),
-        "shards": [row for split in SPLITS for row in shards[split].rows],
+        "shards": published,
     }
     write_json(out / "manifest.json", manifest)
     return manifest
+
+
+# ---- shards --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The records of one shard: the `number`-th of its split."""
+
+    split: str
+    number: int
+    records: tuple[Record, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.number:05d}"
+
+
+def _permitted(records, use: str):
+    """Yield the records; once one may not be in the build, read on to name all such sources."""
+    forbidden: set[tuple[str, str]] = set()
+    for record in records:
+        reason = licenses.refusal(record.license, record.access, use)
+        if reason:
+            forbidden.add((record.source, reason))
+        elif not forbidden:
+            yield record
+    licenses.refuse(sorted(forbidden), use)
+
+
+def _jobs(records: Iterable[Record], shard_records: int) -> Iterator[_Job]:
+    """Deal the records out to shards of their splits, in order."""
+    ids: set[bytes] = set()  # as 8-byte digests: the only thing that grows with the records
+    pending: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    size, numbers = Counter(), Counter()
+    for record in records:
+        if record.split not in SPLITS:
+            raise ValueError(
+                f"record {record.id} has split {record.split!r}, not one of {SPLITS}: "
+                "run curate.assign_splits first"
+            )
+        digest = hashlib.blake2b(record.id.encode(), digest_size=8).digest()
+        if digest in ids:
+            raise ValueError(f"two records have the same id {record.id}")
+        ids.add(digest)
+        split = record.split
+        pending[split].append(record)
+        size[split] += len(record.image or b"")
+        if len(pending[split]) >= shard_records or size[split] >= _SHARD_BYTES:
+            yield _Job(split, numbers[split], tuple(pending[split]))
+            pending[split], size[split] = [], 0
+            numbers[split] += 1
+    for split in SPLITS:
+        if pending[split]:
+            yield _Job(split, numbers[split], tuple(pending[split]))
+
+
+def _write_shard(staging: Path, writer, seed: int, chinese_fraction: float, job: _Job) -> dict:
+    """Run all steps on the records of one shard; return its row of the manifest and its tally.
+
+    Both are also kept as JSON beside the file. If they are there already, from a killed run with
+    the same records, writer and code, nothing is written again.
+    """
+    wanted = _fingerprint(writer, seed, chinese_fraction, job.records)
+    file, state = staging / f"{job.name}.rows", staging / f"{job.name}.json"
+    if state.is_file():
+        done = read_json(state)
+        if done["fingerprint"] == wanted and (not done["rows"] or _sha256(file) == done["sha256"]):
+            return done
+        state.unlink()
+    tally = _Tally()
+    before = {name: Counter(getattr(writer, name, {})) for name in _WRITER_COUNTS}
+    with atomic(file) as path:
+        rows = _RowGroups(path)
+        try:
+            for record in job.records:
+                written = _samples_of(record, writer, seed, chinese_fraction)
+                samples = [sample for sample in written if tally.accepts(record, sample)]
+                tally.add(record, samples, refused=len(written) - len(samples))
+                for sample in samples:
+                    rows.add(sample)
+        finally:
+            rows.close()
+        path.touch()  # a shard without samples has no file of its own
+    for name, key in _WRITER_COUNTS.items():
+        tally.said[key] = Counter(getattr(writer, name, {})) - before[name]
+    done = {"fingerprint": wanted, "split": job.split, "file": file.name, "rows": rows.count}
+    done |= {"bytes": file.stat().st_size, "sha256": _sha256(file), "tally": tally.to_json()}
+    write_json(state, done)
+    return done
+
+
+def _publish(staging: Path, out: Path, shards: list[dict]) -> list[dict]:
+    """Give the shards of one split their final names; return their rows of the manifest."""
+    rows = []
+    for number, shard in enumerate(shards):
+        name = f"{shard['split']}-{number:05d}-of-{len(shards):05d}.parquet"
+        (staging / shard["file"]).rename(out / name)
+        rows.append({"name": name} | {key: shard[key] for key in ("rows", "bytes", "sha256")})
+    return rows
+
+
+def _fingerprint(writer, seed: int, chinese_fraction: float, records: tuple[Record, ...]) -> str:
+    """Hash of everything that the bytes of a shard depend on."""
+    digest = hashlib.sha256(_code_sha256().encode())
+    digest.update(repr((writer.name, getattr(writer, "seed", None))).encode())
+    digest.update(repr((seed, chinese_fraction, _GROUP_ROWS, _GROUP_BYTES)).encode())
+    for record in records:
+        row = record.to_row() | {"image": record.digest if record.image else ""}
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@lru_cache
+def _code_sha256() -> str:
+    """Hash of the code that writes: what other code has written is written again."""
+    digest = hashlib.sha256()
+    for path in (
+        *sorted(Path(__file__).parent.glob("*.py")),
+        Path(__file__).parents[1] / "schema.py",
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _samples_of(record: Record, writer, seed: int, chinese_fraction: float) -> list[Sample]:
@@ -114,50 +245,29 @@ def _samples_of(record: Record, writer, seed: int, chinese_fraction: float) -> l
     return samples
 
 
-class _Shards:
-    """The Parquet files of one split while they are written; holds one row group in memory."""
+class _RowGroups:
+    """One Parquet file while it is written; holds one row group in memory."""
 
-    def __init__(self, folder: Path, split: str, shard_rows: int):
-        self.folder, self.split, self.shard_rows = folder, split, shard_rows
+    def __init__(self, path: Path):
+        self.path = path
         self.schema = sample_features().arrow_schema
         self.pending: list[dict] = []
         self.pending_bytes = 0
         self.parquet = None  # the open file
-        self.counts: list[int] = []  # rows of each file
-        self.rows: list[dict] = []  # name, rows, bytes, sha256 of the finished files
+        self.count = 0  # rows written
 
     def add(self, sample: Sample):
-        """Buffer one sample; write a row group or finish a file when it is full."""
+        """Buffer one sample; write a row group when it is full."""
         self.pending.append(sample.to_row())
         self.pending_bytes += sum(map(len, sample.images))
-        written = self.counts[-1] if self.parquet else 0
-        full = written + len(self.pending) >= self.shard_rows
-        if full or len(self.pending) >= _GROUP_ROWS or self.pending_bytes >= _GROUP_BYTES:
+        if len(self.pending) >= _GROUP_ROWS or self.pending_bytes >= _GROUP_BYTES:
             self._flush()
-        if full:
-            self.abandon()
 
-    def close(self) -> list[str]:
-        """Finish the last file, give all files their final names and return the names."""
+    def close(self):
+        """Write what is left and finish the file."""
         self._flush()
-        self.abandon()
-        for i, count in enumerate(self.counts):
-            name = f"{self.split}-{i:05d}-of-{len(self.counts):05d}.parquet"
-            path = self._path(i).rename(self.folder / name)
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = path.stat().st_size
-            self.rows.append({"name": name, "rows": count, "bytes": size, "sha256": digest})
-        return [row["name"] for row in self.rows]
-
-    def abandon(self):
-        """Close the open file, if there is one."""
         if self.parquet:
             self.parquet.close()
-            self.parquet = None
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{self.split}-{number:05d}.partial"
 
     def _flush(self):
         import pyarrow as pa
@@ -166,19 +276,23 @@ class _Shards:
         if not self.pending:
             return
         if self.parquet is None:
-            path = self._path(len(self.counts))
             # A dictionary page as large as a row group stores an image once for all its samples.
             self.parquet = pq.ParquetWriter(
-                path, self.schema, compression="zstd", dictionary_pagesize_limit=2 * _GROUP_BYTES
+                self.path,
+                self.schema,
+                compression="zstd",
+                dictionary_pagesize_limit=2 * _GROUP_BYTES,
             )
-            self.counts.append(0)
         self.parquet.write_table(pa.Table.from_pylist(self.pending, schema=self.schema))
-        self.counts[-1] += len(self.pending)
+        self.count += len(self.pending)
         self.pending, self.pending_bytes = [], 0
 
 
+# ---- counting ------------------------------------------------------------------------------
+
+
 class _Tally:
-    """Counts of records and samples."""
+    """Counts of records and samples, of one shard or of all."""
 
     def __init__(self):
         self.ledger = Ledger()
@@ -186,7 +300,7 @@ class _Tally:
         self.composition = {name: Counter() for name in COMPOSITION}
         self.records: Counter = Counter()  # (source, split)
         self.checked, self.refused = 0, []  # by the fidelity gate
-        self.ids: set[bytes] = set()  # of records, as 8-byte digests: the only thing that grows
+        self.said = {key: Counter() for key in _WRITER_COUNTS.values()}  # by the writer itself
 
     def accepts(self, record: Record, sample: Sample) -> bool:
         """Whether the sample says only what its facts say; a refused one is remembered."""
@@ -202,12 +316,8 @@ class _Tally:
 
     def add(self, record: Record, samples: list[Sample], *, refused: int):
         """Count one record, its samples and whether some of them were refused."""
-        digest = hashlib.blake2b(record.id.encode(), digest_size=8).digest()
-        if digest in self.ids or len({sample.id for sample in samples}) < len(samples):
-            raise ValueError(
-                f"two samples of record {record.id} have the same id, or two records do"
-            )
-        self.ids.add(digest)
+        if len({sample.id for sample in samples}) < len(samples):
+            raise ValueError(f"two samples of record {record.id} have the same id")
         if samples:
             self.ledger.keep(record.source, STEP)
             self.records[record.source, record.split] += 1
@@ -218,6 +328,37 @@ class _Tally:
             self.counts[tuple(getattr(sample, name) for name in COUNTED)] += 1
             for name, counter in self.composition.items():
                 counter[getattr(sample, name)] += 1
+
+    def merge(self, other: dict):
+        """Add the counts of another tally, as its `to_json` gives them."""
+        for row in other["ledger"]:
+            what, n = (row["source"], row["step"]), row["count"]
+            if row["outcome"] == "kept":
+                self.ledger.keep(*what, n, level=row["level"])
+            else:
+                self.ledger.drop(*what, row["outcome"], row["example"], n, level=row["level"])
+        for *key, n in other["counts"]:
+            self.counts[tuple(key)] += n
+        for source, split, n in other["records"]:
+            self.records[source, split] += n
+        for name in COMPOSITION:
+            self.composition[name].update(other["composition"][name])
+        for key in self.said:
+            self.said[key].update(other["said"][key])
+        self.checked += other["checked"]
+        self.refused += other["refused"]
+
+    def to_json(self) -> dict:
+        """All counts as JSON holds them."""
+        return {
+            "ledger": self.ledger.rows(),
+            "counts": [[*key, n] for key, n in sorted(self.counts.items())],
+            "records": [[*key, n] for key, n in sorted(self.records.items())],
+            "composition": self.composition,
+            "said": self.said,
+            "checked": self.checked,
+            "refused": self.refused,
+        }
 
     def summary(self) -> dict:
         """The counted part of the manifest."""
@@ -238,6 +379,7 @@ class _Tally:
             },
             "ledger": self.ledger.rows(),
             "fidelity": {"checked": self.checked, "refused": self.refused},
+            **{key: dict(sorted(counter.items())) for key, counter in self.said.items()},
         }
 
 

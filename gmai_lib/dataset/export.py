@@ -2,6 +2,8 @@
 
     python -m gmai_lib.dataset.export outputs/mini/03_write_pairs/pairs path/to/folder
 
+The same command writes Croissant metadata beside the shards (`croissant.py`).
+
 Source: the field names of the authors' released `example_data.json` (image, conversations with
 from and value, id, width, height); VLMEvalKit's ImageMCQDataset (index, image as base64, question,
 A to D, answer, category; a short `image` is the index of the row whose image it shares).
@@ -16,6 +18,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from gmai_lib.dataset import croissant
 from gmai_lib.outputs import atomic
 
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
@@ -113,12 +116,20 @@ def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pairs", type=Path, help="folder of Parquet shards")
     parser.add_argument("out", type=Path, help="folder for <split>.json and images/")
+    parser.add_argument("--url", default="", help="web page of the dataset, for Croissant")
+    parser.add_argument("--creator", default="", help="organisation, for Croissant")
+    parser.add_argument("--date-published", default="", help="ISO date, for Croissant")
     parsed = parser.parse_args(arguments)
+    stated = {"url": parsed.url, "creator": parsed.creator, "date_published": parsed.date_published}
     try:
         counts = llava_json(parsed.pairs, parsed.out)
-    except OSError as error:
+        metadata = croissant.write(parsed.pairs, **stated)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"{', '.join(f'{n:,} {split}' for split, n in counts.items())} samples in {parsed.out}")
+    missing = [name for name in croissant.REQUIRED if name not in metadata]
+    unknown = f"; not stated: {', '.join(missing)}" if missing else ""
+    print(f"Croissant metadata in {parsed.pairs / croissant.NAME}{unknown}")
 
 
 if __name__ == "__main__":

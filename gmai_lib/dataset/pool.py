@@ -1,0 +1,63 @@
+"""A pool of processes for the builder: results in order, few jobs at a time, no orphans.
+
+    for result in ordered(work, jobs, processes=4): ...
+
+With one process everything happens here, so a result never depends on how many there are.
+"""
+
+import multiprocessing
+import os
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+
+def ordered(work: Callable, jobs: Iterable, *, processes: int = 1) -> Iterator:
+    """Yield `work(job)` for every job, in the order of the jobs.
+
+    At most `processes` + 1 jobs are taken from `jobs` ahead of what was yielded, so memory does not
+    grow with their number. `work` and the jobs must be picklable if there is more than one process.
+
+    Raises ValueError if `processes` is not positive or `work` cannot be sent to another process,
+    RuntimeError if a process was killed.
+    """
+    if processes < 1:
+        raise ValueError(f"processes {processes} is not positive")
+    if processes == 1:
+        yield from map(work, jobs)
+        return
+    try:
+        pickle.dumps(work)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise ValueError(f"cannot be sent to another process, use one ({error})") from error
+    # Fresh processes: forking one that has run torch threads can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_parent)
+    try:
+        waiting = deque()
+        for job in jobs:
+            waiting.append(pool.submit(work, job))
+            if len(waiting) > processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"one of {processes} processes was killed, perhaps for memory; run again, with fewer "
+            "processes if it happens again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_with_parent():
+    """End this process when its parent is gone: a pool would wait for ever for its next job."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
