@@ -324,7 +324,7 @@ def mini() -> Profile:
             vision_steps=850,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
-            language_steps=540,
+            language_steps=640,
             language_batch_tokens=5000,
             language_learning_rate=5e-3,
         ),
