@@ -32,6 +32,7 @@ DISTRIBUTION = {
     "IPython": "ipython",
     "sklearn": "scikit-learn",
     "dateutil": "python-dateutil",
+    "openslide": "openslide-python",
 }
 MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # The parallel backend has its own extra; these are imported only where it is asked for.
