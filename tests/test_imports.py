@@ -33,6 +33,7 @@ DISTRIBUTION = {
     "sklearn": "scikit-learn",
     "dateutil": "python-dateutil",
     "dicomanonymizer": "dicom-anonymizer",
+    "openslide": "openslide-python",
 }
 MODULES = sorted(p for p in PACKAGE.rglob("*.py"))
 # The parallel backend has its own extra; these are imported only where it is asked for.

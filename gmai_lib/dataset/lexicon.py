@@ -45,6 +45,7 @@ _ALIASES = {
 _IRREGULAR = {
     "foreign body": ("foreign body", "foreign bodies"),
     "hypermetabolic focus": ("hypermetabolic focus", "hypermetabolic foci"),
+    "metastasis": ("metastasis", "metastases"),
     "nucleus": ("nucleus", "nuclei"),
     "cell nucleus": ("cell nucleus", "cell nuclei"),
     "drusen": ("drusen deposit", "drusen deposits"),
@@ -96,6 +97,7 @@ STRUCTURES = {
     "atrial appendage": "心耳",
     "superior vena cava": "上腔静脉",
     "inferior vena cava": "下腔静脉",
+    "lymph node": "淋巴结",
     "portal vein": "门静脉",
     "portal vein and splenic vein": "门静脉和脾静脉",
     "iliac artery": "髂动脉",
@@ -252,6 +254,7 @@ _PUBLIC_LABELS = {
     "invasive carcinoma": "浸润性癌",
     "leukocyte": "白细胞",
     "liver tumor": "肝肿瘤",
+    "metastasis": "转移灶",
     "lobular carcinoma": "小叶癌",
     "lung adenocarcinoma": "肺腺癌",
     "lung opacity": "肺部阴影",

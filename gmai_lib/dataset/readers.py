@@ -2,7 +2,7 @@
 
 One reader per *format*, named by a recipe; what a format looks like and which options it
 takes is said in `annotations.py` (images, tables), `question_files.py` (questions), `arrays.py`
-(.npz), `videos.py` and `volumes.py` (DICOM, NIfTI, MHA, NRRD).
+(.npz), `videos.py`, `slides.py` (whole slides) and `volumes.py` (DICOM, NIfTI, MHA, NRRD).
 
     ledger = Ledger()
     for record in read(recipe, root, ledger): ...
@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gmai_lib.dataset import annotations, arrays, images, question_files, videos, volumes
+from gmai_lib.dataset import annotations, arrays, images, question_files, slides, videos, volumes
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
     STEP,
@@ -118,6 +118,7 @@ READERS: dict[str, Callable[[Recipe, Path, Ledger], Iterator[Record]]] = {
     "parquet_vqa": question_files.parquet_vqa,
     "npz": arrays.npz,
     "video_table": videos.video_table,
+    "slides": slides.slides,
     "dicom_files": volumes.dicom_files,
     "dicom_series": volumes.dicom_series,
     "dicom_tree": volumes.dicom_tree,

@@ -792,6 +792,30 @@ DETECTION = (
     ),
 )  # fmt: skip
 
+SLIDES = (
+    declare(
+        "slides",
+        "camelyon16",
+        ("*/training/normal/normal_*.tif", "*/training/tumor/tumor_*.tif"),
+        "histopathology",
+        PATHOLOGY,
+        "lymph node",
+        license="CC0-1.0",
+        citation="Ehteshami Bejnordi et al., JAMA 2017, 10.1001/jama.2017.14585",
+        homepage="https://camelyon16.grand-challenge.org/Data/",
+        slides="training/*/*.tif",
+        path=r"training/(?P<label>normal|tumor)/(?P<name>[^/]+)\.tif",
+        names={"normal": NO_FINDING, "tumor": "metastasis"},
+        tile_labels=(NO_FINDING,),
+        outlines="training/lesion_annotations/{name}.xml",
+        # _2 is what the pathologists cut out of a lesion. Some slides are not drawn completely, so
+        # a tile beside the outlines is not called normal.
+        regions={"_0": "metastasis", "_1": "metastasis", "Tumor": "metastasis", "_2": ""},
+        mpp=0.5,
+        size=512,
+    ),
+)
+
 VIDEOS = (
     declare(
         "video_table",
@@ -814,4 +838,4 @@ VIDEOS = (
     ),
 )  # fmt: skip
 
-LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON + ARCHIVE + DETECTION + VIDEOS
+LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON + ARCHIVE + DETECTION + SLIDES + VIDEOS
