@@ -16,6 +16,7 @@ Paper: section 3.1, steps 2 and 3 (standardise images; extract labels and boxes)
 Departs: the annotation stays with the image as typed columns.
 """
 
+import os
 import posixpath
 import re
 from collections import defaultdict
@@ -162,15 +163,20 @@ def _image_record(
     modality = _MODALITIES.get(entry.modality.lower(), entry.modality) or recipe.modality
     if not is_inside(entry.path):
         return drop_entry(recipe, entry, "path leads outside the dataset folder", ledger)
-    if not is_file(root, entry.path):
-        return drop_entry(recipe, entry, "image missing", ledger)
+    # No question before the reading whether the file is there: it costs as much as the reading.
+    try:
+        with open(os.path.join(root, entry.path), "rb") as file:
+            data = file.read()
+    except (OSError, ValueError):
+        data = b""  # not there, or no image
+        if not is_file(root, entry.path):
+            return drop_entry(recipe, entry, "image missing", ledger)
     if modality not in MODALITIES:
         return drop_entry(recipe, entry, "modality is not stated or unknown", ledger)
     try:
-        data, pixels = images.standard((root / entry.path).read_bytes())
-    except (OSError, ValueError):
+        data, (height, width) = images.standard(data)
+    except ValueError:
         return drop_entry(recipe, entry, "image cannot be decoded", ledger)
-    height, width = pixels.shape[:2]
     boxes, unusable = _boxes(recipe, root, entry, (height, width), ledger)
     labels = dict.fromkeys([*entry.labels, *(box.label for box in boxes)])
     if not _stated(entry) and "no_annotation" in recipe.options:

@@ -230,7 +230,8 @@ def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
         boxes: list[Box] = []
         for number, mask in enumerate(volume.masks):
             values, _ = images.radiological(mask.on(plane), plane.affine)
-            for value in sorted({*np.unique(values).tolist()} & {*mask.names}):
+            present = np.unique(values[values > 0]).tolist()  # most of a mask is 0
+            for value in sorted({*present} & {*mask.names}):
                 shown.add((number, value))
                 how = recipe.options["instances"]
                 how = "label" if how == "values" else how
