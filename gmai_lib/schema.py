@@ -317,6 +317,12 @@ class Ledger:
         self.dropped[source, step, level, reason] += n
         self.examples.setdefault((source, step, level, reason), item)
 
+    def merge(self, other: "Ledger"):
+        """Add what another ledger has counted."""
+        for name in ("seen", "kept", "dropped"):
+            getattr(self, name).update(getattr(other, name))
+        self.examples = other.examples | self.examples
+
     def check(self, expected: dict[tuple[str, str, str], int] | None = None):
         """Raise ValueError unless kept + dropped = seen (= `expected`, where given)."""
         for key, seen in self.seen.items():

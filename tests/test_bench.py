@@ -6,10 +6,15 @@ from gmai_lib import bench
 
 
 def test_every_phantom_source_and_the_writer_are_measured(tmp_path, capsys):
-    bench.main(["build", "--images", "8", "--out", str(tmp_path / "bench.json")])
+    sizes = ["--images", "8", "--size", "48", "--scaled", "1"]
+    bench.main(["build", *sizes, "--out", str(tmp_path / "bench.json")])
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     read = [row for row in rows if row["what"].startswith("read ")]
     assert len(read) == 14 and all(row["n"] > 0 and row["per_second"] > 0 for row in read)
-    assert sum("share of decoding" in row for row in read) >= 11
+    assert sum("share of decoding" in row for row in read) == 13, "all but the texts"
+    encoded = {r["what"].split("_")[1] for r in read if "share of decoding and encoding" in r}
+    assert encoded == {"ct", "mr", "pet", "microscopy"}, "the others are kept as they are"
     assert {"write pairs", "write questions"} <= {row["what"] for row in rows}
-    assert "of decoding alone" in capsys.readouterr().out
+    assert rows[-1]["what"] == "build, 2 processes" and rows[-1]["speed-up"] > 0
+    said = capsys.readouterr().out
+    assert "of decoding alone" in said and "times one process" in said

@@ -59,13 +59,14 @@ def test_standard_keeps_plain_files_and_encodes_others_again(rgb):
     for mode, format in itertools.product(("L", "RGB"), ("PNG", "JPEG")):
         data = _encode(Image.fromarray(rgb).convert(mode), format)
         assert images.standard(data)[0] is data
+        assert images.standard(data)[1] == (40, 50)
     for image, format in (
         (Image.fromarray(rgb).convert("RGBA"), "PNG"),
         (Image.fromarray(rgb), "BMP"),
     ):
-        data, pixels = images.standard(_encode(image, format))
-        assert data.startswith(b"\x89PNG")
-        assert np.array_equal(images.decode(data), pixels)
+        data, shape = images.standard(_encode(image, format))
+        assert data.startswith(b"\x89PNG") and shape == (40, 50)
+        assert np.array_equal(images.decode(data), rgb)
 
 
 @pytest.mark.parametrize("keep", [0, 20, 60, 400])

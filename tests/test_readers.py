@@ -13,7 +13,16 @@ import pytest
 import tiny_datasets as tiny
 from PIL import Image
 
-from gmai_lib.dataset import images, phantom_files, planes, readers, recipes, records, volumes
+from gmai_lib.dataset import (
+    images,
+    phantom_files,
+    planes,
+    readers,
+    recipes,
+    records,
+    stacks,
+    volumes,
+)
 from gmai_lib.dataset.phantoms import DEPARTMENT, FINDINGS
 from gmai_lib.schema import NO_FINDING, Ledger
 
@@ -926,3 +935,42 @@ def test_coco_masks_give_the_box_that_is_missing():
         {"size": size, "counts": [-1, 2401]}, {"size": size, "counts": [2400]},
     ):  # fmt: skip
         assert _bbox_of(wrong, (40, 60)) is None, wrong
+
+
+# ---- several processes, and masks on the grid of their image --------------------------------
+
+
+def test_two_processes_read_the_same_records_and_count_the_same(tmp_path):
+    only = ("phantom_ct", "phantom_mr", "phantom_dermoscopy")
+    phantom_files.write_sources(tmp_path, seed=0, images_per_modality=40, size=48, only=only)
+    (tmp_path / "phantom_dermoscopy/images/unlisted.png").write_bytes(b"no picture")
+    next((tmp_path / "phantom_mr/labelsTr").iterdir()).write_bytes(b"no volume")
+    next((tmp_path / "phantom_ct").glob("*/CT.*")).write_bytes(b"no slice")
+    for recipe, root in recipes.find(tmp_path):
+        one, two = Ledger(), Ledger()
+        alone = list(readers.read(recipe, root, one))
+        assert alone == list(readers.read(recipe, root, two, processes=2))
+        assert len(alone) > 20 and len(one.rows()) > 2 and one.rows() == two.rows()
+        two.check()
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (2, 0, 1), (0, 2, 1)])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_a_mask_on_the_grid_of_its_image_is_cut_as_it_is_looked_up(axes, shift, monkeypatch):
+    """Columns, rows and slices of the image along `axes` of the mask, `shift` voxels apart."""
+    values = np.random.default_rng(0).integers(0, 4, (7, 9, 11))
+    named = {"path": "mask.nii.gz", "names": {}, "searched": frozenset()}
+    mask = stacks.Mask(values=values, affine=np.eye(4), **named)
+    affine = np.eye(4)[:, [*axes, 3]]
+    affine[:3, 3] = shift
+    size = [n - shift for n in values.shape]
+    plane = planes.Plane(
+        path="", affine=affine, shape=(size[axes[1]], size[axes[0]]), load=lambda: None
+    )
+    cut = mask.on(plane)
+    monkeypatch.setattr(stacks, "_as_view", lambda *_: None)
+    looked_up = mask.on(plane)
+    assert cut.base is values or cut.base.base is values, "not copied"
+    assert cut.shape == plane.shape and np.array_equal(cut, looked_up)
+    expected = values.transpose(axes[1], axes[0], axes[2])[shift:, shift:, shift]
+    assert np.array_equal(cut, expected)

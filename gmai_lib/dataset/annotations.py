@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from glob import escape
+from os.path import isfile
 from pathlib import Path, PurePosixPath
 
 from defusedxml import DefusedXmlException
@@ -45,8 +46,9 @@ SPLIT_WORDS = {"training": "train", "testing": "test", "val": "validation", "val
 
 def files(root: Path, pattern: str) -> list[str]:
     """Sorted POSIX paths of the files under `root` that match the glob; hidden ones left out."""
-    found = (p for p in root.glob(pattern) if p.is_file() and not p.name.startswith("."))
-    return sorted(p.relative_to(root).as_posix() for p in found)
+    start = len(str(root / "_")) - 1
+    found = (path.as_posix() for path in root.glob(pattern) if path.name[0] != ".")
+    return sorted(path[start:] for path in found if isfile(path))
 
 
 # ---- formats -------------------------------------------------------------------------------

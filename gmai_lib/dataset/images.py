@@ -58,17 +58,19 @@ def decode(data: bytes | Path) -> np.ndarray:
     Raises ValueError, with the path where one was given, if the file is broken, is no image, or
     is larger than Pillow's decompression-bomb limit.
     """
-    return _decode(data)[0]
+    return np.array(_load(data)[0])
 
 
-def standard(data: bytes) -> tuple[bytes, np.ndarray]:
-    """Return bytes that any viewer opens, and their pixels.
+def standard(data: bytes) -> tuple[bytes, tuple[int, int]]:
+    """Return bytes that any viewer opens, and the height and width of the image.
 
     8-bit grey or RGB PNG and JPEG files come back unchanged; everything else (alpha, palette,
     16 bit, CMYK, other formats) is encoded again as PNG. Raises ValueError like `decode`.
     """
-    pixels, is_plain = decode_once(data)
-    return (data if is_plain else to_png(pixels)), pixels
+    loaded, is_plain = _load_once(data)
+    if is_plain:
+        return data, (loaded.height, loaded.width)
+    return to_png(loaded), loaded.shape[:2]
 
 
 @lru_cache(maxsize=8)
@@ -78,12 +80,14 @@ def decode_once(data: bytes) -> tuple[np.ndarray, bool]:
     Reader and curation look at the same bytes one after the other. The second value says
     whether the file is a plain 8-bit PNG or JPEG.
     """
-    pixels, is_plain = _decode(data)
+    loaded, is_plain = _load_once(data)
+    pixels = np.array(loaded)
     pixels.setflags(write=False)
     return pixels, is_plain
 
 
-def _decode(data: bytes | Path) -> tuple[np.ndarray, bool]:
+def _load(data: bytes | Path) -> tuple[Image.Image | np.ndarray, bool]:
+    """Load a plain file as Pillow has it, pixels of any other, and which of the two it is."""
     name = data if isinstance(data, Path) else f"image of {len(data)} bytes"
     source = data if isinstance(data, Path) else io.BytesIO(data)
     try:
@@ -92,12 +96,15 @@ def _decode(data: bytes | Path) -> tuple[np.ndarray, bool]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
                 is_plain = (image.format, image.mode) in _PLAIN
-                pixels = _to_uint8(image)
+                image.load()
+                return (image if is_plain else _to_uint8(image)), is_plain
     except _PILLOW_ERRORS as error:
         raise ValueError(
             f"{name}: cannot decode ({type(error).__name__}: {error}); replace or delete the file"
         ) from error
-    return pixels, is_plain
+
+
+_load_once = lru_cache(maxsize=8)(_load)
 
 
 def _to_uint8(image: Image.Image) -> np.ndarray:
@@ -116,14 +123,20 @@ def _to_uint8(image: Image.Image) -> np.ndarray:
 
 def stretch(pixels: np.ndarray, low: float | None = None, high: float | None = None) -> np.ndarray:
     """Scale linearly to uint8 from `low`..`high` (default: minimum..maximum); NaN becomes low."""
-    pixels = np.asarray(pixels, dtype=np.float64)
-    finite = pixels[np.isfinite(pixels)]
-    low = (finite.min() if finite.size else 0.0) if low is None else low
-    high = (finite.max() if finite.size else 0.0) if high is None else high
-    scaled = (np.nan_to_num(pixels, nan=low, posinf=high, neginf=low) - low) / max(
-        high - low, np.finfo(np.float32).tiny
-    )
-    return np.rint(np.clip(scaled, 0.0, 1.0) * 255).astype(np.uint8)
+    pixels = np.array(pixels, dtype=np.float64)
+    finite = np.isfinite(pixels)
+    if low is None or high is None:
+        known = pixels[finite]
+        low = (known.min() if known.size else 0.0) if low is None else low
+        high = (known.max() if known.size else 0.0) if high is None else high
+    if not finite.all():
+        np.nan_to_num(pixels, copy=False, nan=low, posinf=high, neginf=low)
+    # In place from here on: slices are large, and each pass over new memory costs as much again.
+    pixels -= low
+    pixels /= max(high - low, np.finfo(np.float32).tiny)
+    np.clip(pixels, 0.0, 1.0, out=pixels)
+    pixels *= 255
+    return np.rint(pixels, out=pixels).astype(np.uint8)
 
 
 def window(hu: np.ndarray, center: float, width: float) -> np.ndarray:

@@ -1,8 +1,9 @@
 """A pool of processes for the builder: results in order, few jobs at a time, no orphans.
 
     for result in ordered(work, jobs, processes=4): ...
+    for record in counted(work, jobs, ledger, processes=4): ...
 
-With one process everything happens here, so a result never depends on how many there are.
+With one process everything happens here; results never depend on how many there are.
 """
 
 import multiprocessing
@@ -13,6 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+
+from gmai_lib.schema import Ledger
 
 
 def ordered(work: Callable, jobs: Iterable, *, processes: int = 1) -> Iterator:
@@ -51,6 +55,22 @@ def ordered(work: Callable, jobs: Iterable, *, processes: int = 1) -> Iterator:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def counted(work: Callable, jobs: Iterable, ledger: Ledger, *, processes: int = 1) -> Iterator:
+    """Yield what the generators `work(ledger, job)` yield, in order; `ledger` gets all counts."""
+    if processes == 1:
+        for job in jobs:
+            yield from work(ledger, job)
+        return
+    for found, own in ordered(partial(_collected, work), jobs, processes=processes):
+        ledger.merge(own)
+        yield from found
+
+
+def _collected(work: Callable, job) -> tuple[list, Ledger]:
+    ledger = Ledger()
+    return list(work(ledger, job)), ledger
 
 
 def _leave_with_parent():

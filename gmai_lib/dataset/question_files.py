@@ -135,7 +135,7 @@ def parquet_vqa(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
             continue
         path = pairs[0].item
         try:
-            encoded, pixels = images.standard(data)
+            encoded, (height, width) = images.standard(data)
         except (OSError, ValueError):
             drop_item(recipe, "image cannot be decoded", path, ledger, len(pairs))
             continue
@@ -148,8 +148,8 @@ def parquet_vqa(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
             dimension="2d",
             modality=recipe.modality,
             image=encoded,
-            width=pixels.shape[1],
-            height=pixels.shape[0],
+            width=width,
+            height=height,
             split=next(iter(seen)) if len(seen) == 1 else "",
             qa=tuple(pairs),
         )

@@ -11,7 +11,7 @@ interpolation.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -58,9 +58,14 @@ class Mask:
     names: dict[int, str]  # values in it that count
     searched: frozenset[str]  # all names it could show: one that no slice shows is absent there
 
+    @cached_property
+    def to_voxel(self) -> np.ndarray:
+        """RAS+ millimetres to voxels of the mask."""
+        return np.linalg.inv(self.affine)
+
     def on(self, plane: Plane) -> np.ndarray:
         """Values at the pixels of a plane by nearest neighbour, 0 outside the mask's grid."""
-        to_voxel = np.linalg.inv(self.affine) @ plane.affine
+        to_voxel = self.to_voxel @ plane.affine
         rows, columns = np.arange(plane.shape[0])[:, None], np.arange(plane.shape[1])[None, :]
         index, valid = [], np.ones((1, 1), bool)
         for axis, size in enumerate(self.values.shape):
@@ -77,8 +82,26 @@ class Mask:
             index.append(np.clip(i, 0, size - 1))
         if not valid.any():  # most planes miss a small structure's mask
             return np.broadcast_to(self.values.dtype.type(0), plane.shape)
+        if valid.all() and (same := _as_view(self.values, index, plane.shape)) is not None:
+            return same
         values = np.where(valid, self.values[tuple(index)], 0)
         return np.broadcast_to(values, plane.shape)
+
+
+def _as_view(
+    values: np.ndarray, index: list[np.ndarray], shape: tuple[int, int]
+) -> np.ndarray | None:
+    """Return values[index] without copying where image and mask share their grid, else None."""
+    kinds = [i.shape for i in index]
+    rows, columns = (shape[0], 1), (1, shape[1])
+    if 1 in shape or sorted(kinds) != sorted([(1, 1), rows, columns]):
+        return None
+    flat = [i.ravel() for i in index]
+    if any((np.diff(i) != 1).any() for i in flat):
+        return None
+    cut = [slice(i[0], i[-1] + 1) if len(i) > 1 else int(i[0]) for i in flat]
+    plane = values[tuple(cut)]
+    return plane.T if kinds.index(columns) < kinds.index(rows) else plane
 
 
 @dataclass(kw_only=True)

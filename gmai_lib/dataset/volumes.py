@@ -22,6 +22,7 @@ Options:
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from glob import escape
 from pathlib import Path, PurePosixPath
 
@@ -39,6 +40,7 @@ from gmai_lib.dataset.planes import (
     text_of,
     voi_window,
 )
+from gmai_lib.dataset.pool import counted
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
     STEP,
@@ -65,41 +67,45 @@ _PERCENTILES = (0.5, 99.5)  # grey range of slices without a declared window (MR
 # ---- formats -------------------------------------------------------------------------------
 
 
-def volumes(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+def volumes(recipe: Recipe, root: Path, ledger: Ledger, processes: int = 1) -> Iterator[Record]:
     """Listed volumes; option `cases` under `base`: image (NIfTI file or DICOM folder), masks
     (globs) and, where they are needed, modality, window, measurements (JSON), measured (label).
 
     A mask's label table is the Caret XML in its NIfTI header extension; without one the mask
     holds one structure, named by its file. A mask that ends in .dcm is a DICOM SEG or RTSTRUCT.
     """
+    work = partial(_listed_volume, recipe, root)
+    yield from counted(work, recipe.options["cases"], ledger, processes=processes)
+
+
+def _listed_volume(recipe: Recipe, root: Path, ledger: Ledger, case: dict) -> Iterator[Record]:
     base = recipe.options["base"]
-    for case in recipe.options["cases"]:
-        path = f"{base}/{case['image']}"
-        if (root / path).is_dir():
-            headers = dicom_headers(root, annotations.files(root, f"{path}/*"))
-            volume = dicom_volume(recipe, root, headers, ledger)
-        else:
-            modality = case.get("modality", recipe.modality)
-            volume = file_volume(recipe, root, path, modality, ledger)
-        if volume is None:
-            continue
-        volume.window = _named_window(recipe, case.get("window"))
-        for pattern in case["masks"]:
-            found = annotations.files(root, f"{base}/{pattern}")
-            for mask in found or [f"{base}/{pattern}"]:
-                if mask.endswith(".dcm"):
-                    add_dicom_mask(recipe, root, volume, mask, ledger)
-                    continue
-                stem = PurePosixPath(mask).name.removesuffix(".nii.gz")
-                add_mask(recipe, root, volume, mask, {1: label_name(recipe, stem)}, ledger)
-        volume.vocabulary = {name for mask in volume.masks for name in mask.searched}
-        if "measurements" in case:
-            volume.measured = case["measured"]
-            volume.report = _measurements(recipe, root / base / case["measurements"], ledger)
-        yield from _slices(recipe, volume, ledger)
+    path = f"{base}/{case['image']}"
+    if (root / path).is_dir():
+        headers = dicom_headers(root, annotations.files(root, f"{path}/*"))
+        volume = dicom_volume(recipe, root, headers, ledger)
+    else:
+        modality = case.get("modality", recipe.modality)
+        volume = file_volume(recipe, root, path, modality, ledger)
+    if volume is None:
+        return
+    volume.window = _named_window(recipe, case.get("window"))
+    for pattern in case["masks"]:
+        found = annotations.files(root, f"{base}/{pattern}")
+        for mask in found or [f"{base}/{pattern}"]:
+            if mask.endswith(".dcm"):
+                add_dicom_mask(recipe, root, volume, mask, ledger)
+                continue
+            stem = PurePosixPath(mask).name.removesuffix(".nii.gz")
+            add_mask(recipe, root, volume, mask, {1: label_name(recipe, stem)}, ledger)
+    volume.vocabulary = {name for mask in volume.masks for name in mask.searched}
+    if "measurements" in case:
+        volume.measured = case["measured"]
+        volume.report = _measurements(recipe, root / base / case["measurements"], ledger)
+    yield from _slices(recipe, volume, ledger)
 
 
-def nnunet(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+def nnunet(recipe: Recipe, root: Path, ledger: Ledger, processes: int = 1) -> Iterator[Record]:
     """nnU-Net or Medical Segmentation Decathlon folder: dataset.json, imagesTr, labelsTr."""
     path = root / "dataset.json"
     index = annotations.read_index(path)
@@ -117,43 +123,72 @@ def nnunet(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
         if PurePosixPath(mask).name.removesuffix(ending) not in cases:
             drop_annotation(recipe, "mask without an image", mask, ledger)
     rows, findings = _table(recipe, root, set(cases), ledger)
-    for case, image in cases.items():
-        volume = file_volume(recipe, root, image, recipe.modality, ledger)
-        if volume is None:
-            continue
-        _say(volume, rows.get(case, {}), findings)
-        volume.window = _named_window(recipe, recipe.options.get("window"))
-        if add_mask(recipe, root, volume, f"labelsTr/{case}{ending}", names, ledger):
-            yield from _slices(recipe, volume, ledger)
-        else:
-            ledger.drop(recipe.name, STEP, "volume without its mask", image, len(volume.planes))
+    work = partial(_nnunet_case, recipe, root, names, findings)
+    jobs = (
+        (image, f"labelsTr/{case}{ending}", rows.get(case, {})) for case, image in cases.items()
+    )
+    yield from counted(work, jobs, ledger, processes=processes)
 
 
-def dicom_series(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
+def _nnunet_case(
+    recipe: Recipe,
+    root: Path,
+    names: dict[int, str],
+    findings: dict[str, set[str]],
+    ledger: Ledger,
+    job: tuple[str, str, dict[str, str]],
+) -> Iterator[Record]:
+    image, mask, row = job
+    volume = file_volume(recipe, root, image, recipe.modality, ledger)
+    if volume is None:
+        return
+    _say(volume, row, findings)
+    volume.window = _named_window(recipe, recipe.options.get("window"))
+    if add_mask(recipe, root, volume, mask, names, ledger):
+        yield from _slices(recipe, volume, ledger)
+    else:
+        ledger.drop(recipe.name, STEP, "volume without its mask", image, len(volume.planes))
+
+
+def dicom_series(
+    recipe: Recipe, root: Path, ledger: Ledger, processes: int = 1
+) -> Iterator[Record]:
     """One folder per DICOM series (files need no suffix) with a NIfTI mask called `mask` in it.
 
     The table names the finding of the series; every value of the mask is one instance of it.
     """
     folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name[0] != "."}
     rows, findings = _table(recipe, root, set(folders), ledger)
-    for series in folders:
-        mask = f"{series}/{recipe.options['mask']}"
-        paths = annotations.files(root, f"{escape(series)}/*")
-        headers = dicom_headers(root, [p for p in paths if p != mask])
-        volume = dicom_volume(recipe, root, headers, ledger)
-        if volume is None:
-            continue
-        finding = label_name(recipe, rows.get(series, {}).get("finding", ""))
-        _say(volume, rows.get(series, {}), findings)
-        volume.window = _named_window(recipe, recipe.options.get("window"))
-        usable = bool(finding)
-        if finding not in ("", NO_FINDING) or mask in paths:
-            usable = add_mask(recipe, root, volume, mask, finding, ledger) and usable
-        if usable:
-            yield from _slices(recipe, volume, ledger)
-        else:
-            reason = "volume without its mask" if finding else "volume without a table row"
-            ledger.drop(recipe.name, STEP, reason, volume.path, len(volume.planes))
+    work = partial(_series, recipe, root, findings)
+    jobs = ((series, rows.get(series, {})) for series in folders)
+    yield from counted(work, jobs, ledger, processes=processes)
+
+
+def _series(
+    recipe: Recipe,
+    root: Path,
+    findings: dict[str, set[str]],
+    ledger: Ledger,
+    job: tuple[str, dict[str, str]],
+) -> Iterator[Record]:
+    series, row = job
+    mask = f"{series}/{recipe.options['mask']}"
+    paths = annotations.files(root, f"{escape(series)}/*")
+    headers = dicom_headers(root, [p for p in paths if p != mask])
+    volume = dicom_volume(recipe, root, headers, ledger)
+    if volume is None:
+        return
+    finding = label_name(recipe, row.get("finding", ""))
+    _say(volume, row, findings)
+    volume.window = _named_window(recipe, recipe.options.get("window"))
+    usable = bool(finding)
+    if finding not in ("", NO_FINDING) or mask in paths:
+        usable = add_mask(recipe, root, volume, mask, finding, ledger) and usable
+    if usable:
+        yield from _slices(recipe, volume, ledger)
+    else:
+        reason = "volume without its mask" if finding else "volume without a table row"
+        ledger.drop(recipe.name, STEP, reason, volume.path, len(volume.planes))
 
 
 def dicom_tree(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
@@ -314,7 +349,8 @@ def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
         too_small: dict[str, int] = defaultdict(int)  # label -> regions
         for mask in volume.masks:
             values, _ = images.radiological(mask.on(plane), plane.affine)
-            for value in sorted({*np.unique(values).tolist()} & {*mask.names}):
+            present = np.unique(values[values > 0]).tolist()  # most of a mask is 0
+            for value in sorted({*present} & {*mask.names}):
                 how = recipe.options["instances"]
                 how = "label" if how == "values" else how
                 regions = boxes_of_mask(values == value, mask.names[value], how)
