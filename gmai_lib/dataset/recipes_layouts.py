@@ -762,7 +762,7 @@ ARCHIVE = (
             "Abdominal aorta": "aorta",
         },
         "liver",
-        license="CC-BY-4.0",
+        license="unstated",
         citation="Moawad et al., Scientific Data 2023, 10.1038/s41597-023-01928-3",
         homepage="https://www.cancerimagingarchive.net/collection/hcc-tace-seg/",
     ),
