@@ -295,7 +295,7 @@ def mini() -> Profile:
     rates = {"vision_tower": 1e-4, "multi_modal_projector": 1e-3}
     deep = replace(deep, max_steps=120, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=350, learning_rates=rates)
+    instruct = replace(instruct, max_steps=300, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -324,7 +324,7 @@ def mini() -> Profile:
             vision_steps=850,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
-            language_steps=640,
+            language_steps=600,
             language_batch_tokens=5000,
             language_learning_rate=5e-3,
         ),

@@ -946,12 +946,17 @@ def test_two_processes_read_the_same_records_and_count_the_same(tmp_path):
     (tmp_path / "phantom_dermoscopy/images/unlisted.png").write_bytes(b"no picture")
     next((tmp_path / "phantom_mr/labelsTr").iterdir()).write_bytes(b"no volume")
     next((tmp_path / "phantom_ct").glob("*/CT.*")).write_bytes(b"no slice")
-    for recipe, root in recipes.find(tmp_path):
+    found, in_all, read_in_turn = recipes.find(tmp_path), Ledger(), []
+    for recipe, root in found:
         one, two = Ledger(), Ledger()
         alone = list(readers.read(recipe, root, one))
+        read_in_turn += alone
         assert alone == list(readers.read(recipe, root, two, processes=2))
         assert len(alone) > 20 and len(one.rows()) > 2 and one.rows() == two.rows()
         two.check()
+    assert len(found) == 3
+    assert read_in_turn == list(readers.read_all(found, in_all, processes=2))
+    in_all.check()
 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (2, 0, 1), (0, 2, 1)])

@@ -85,6 +85,19 @@ def read(recipe: Recipe, root: Path, ledger: Ledger, *, processes: int = 1) -> I
         )
 
 
+def read_all(found, ledger: Ledger, *, processes: int = 1) -> Iterator[Record]:
+    """Yield the records of all datasets in `found`, (recipe, root) pairs as of recipes.find.
+
+    With `processes` > 1 each process reads one whole dataset at a time, which pays for many small
+    ones; `read` shares the work on a large one.
+    """
+    yield from counted(_read_one, found, ledger, processes=processes)
+
+
+def _read_one(ledger: Ledger, dataset: tuple[Recipe, Path]) -> Iterator[Record]:
+    yield from read(*dataset, ledger)
+
+
 def _image_reader(parse: Callable) -> Callable:
     """Reader of a 2D format: parse the annotation files, then open the images one by one."""
 

@@ -27,6 +27,7 @@ DISTINCT_ORGANS = (
 LETTER_SHARE = 0.5  # of the questions with options; the others want the option's text
 # How often practice asks for a value; what is harder to find comes more often.
 READING_WEIGHTS = {"modality": 0.5, "organ": 0.5, "side": 2.0, "place": 6.0, "count": 1.5}
+READING_YES_NO_WEIGHT = 3.0  # of yes, and of no
 _IMAGE_MODALITIES = tuple(m for m in MODALITIES if m != "text")
 
 IMAGE = "<image>"  # where the image goes
@@ -101,7 +102,7 @@ def reading_turns(page: Page, *, number: int, repeat: bool) -> list[Turn]:
         kinds[_label_kind(labels)] = 2.0
     yes_no = dict(zip(("yes", "no"), _yes_no_candidates(page), strict=True))
     if all(yes_no.values()):
-        kinds |= {"yes": 1.5, "no": 1.5}
+        kinds |= dict.fromkeys(yes_no, READING_YES_NO_WEIGHT)
     kinds["choice"] = 1.0
     if repeat:
         drawn = rng.choices(list(kinds), list(kinds.values()), k=number)

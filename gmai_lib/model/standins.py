@@ -8,8 +8,9 @@ Paper: none; section 4.1 starts from CLIP ViT-L/14-336 and InternLM2.5-7B, which
 profile loads (gmai_lib.model.weights). Only the `mini` profile uses this file.
 Departs from CLIP where a few hundred steps must do: the image embedding is the mean of the patch
 tokens, not the class token (see `_contrastive_loss`); every patch learns what is said of it (see
-`_region_loss`); patch embedding and positions start from data and from sines, not from noise;
-Muon for matrices.
+`_region_loss`); patch embedding and positions start from data and from sines, not from noise, and
+the first attention of the language model looks for equal tokens (`_attend_to_equals`); Muon for
+matrices.
 
 Shape letters: B images, P patches, D tower width, E embedding width, T tokens of a caption.
 """
@@ -50,7 +51,7 @@ QUESTION_SHARE = 0.02  # of the tokens outside the answers, in language pretrain
 EMBEDDING_STD = 0.1  # of the language model's words; 0.02 is lost in what the first block adds
 LESSON_TOKENS = 3000  # of a batch of a lesson: many small steps
 MOST_DOUBT = 0.45  # of what a slot says in a conversation may be another slot's
-REVIEW_SHARE = 0.35  # of the batches after the lessons repeat the last one
+REVIEW_SHARE = 0.25  # of the batches after the lessons repeat the last one
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
 
 # What one BPE word may be, tried from left to right: one digit, the separator between two
@@ -337,6 +338,7 @@ def pretrain_language_model(
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     model = AutoModelForCausalLM.from_config(text_config(profile, tokenizer))
     nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+    _attend_to_equals(model.model.layers[0].self_attn)
 
     def loss_of(step):
         batch, is_lesson = next(batches)
@@ -372,6 +374,23 @@ def pretrain_language_model(
     )
     model.set_attn_implementation("sdpa")
     return model.eval(), metrics
+
+
+@torch.no_grad()
+def _attend_to_equals(attention):
+    """Start the heads of `attention` with queries equal to keys: every token looks for its like.
+
+    A trained language model has heads that find an earlier token equal to this one; a question
+    needs them to find its term among the slots. Whether a small model learned them in a few
+    hundred steps was a matter of the seed, and without them yes/no questions stay at chance. With
+    orthonormal rows a token scores sqrt(head_dim) against itself, half of that against a slot
+    of four terms that has it, and about zero against anything else.
+    """
+    key, query = attention.k_proj.weight, attention.q_proj.weight
+    nn.init.orthogonal_(key)
+    groups = len(query) // len(key)  # query heads that share a key head stand side by side
+    heads = key.unflatten(0, (-1, 1, attention.head_dim)).expand(-1, groups, -1, -1)
+    query.copy_(heads.flatten(0, 2))
 
 
 def _in_doubt(features, sizes, generator):
