@@ -13,8 +13,8 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field, fields
 
-# The paper's 13 modalities; "text" marks records that have no image.
-MODALITIES = (
+# The paper's 13 modalities.
+IMAGE_MODALITIES = (
     "CT",
     "MR",
     "X-ray",
@@ -28,8 +28,9 @@ MODALITIES = (
     "infrared reflectance",
     "PET",
     "ophthalmoscope",
-    "text",
 )
+# "text" marks records that have no image, "unstated" images of sources that do not say.
+MODALITIES = (*IMAGE_MODALITIES, "text", "unstated")
 
 # The paper's 18 departments; "unstated" where a source does not say.
 DEPARTMENTS = (

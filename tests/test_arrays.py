@@ -124,3 +124,16 @@ def test_a_broken_file_is_named(tmp_path, broken):
             archive.writestr("train_images.npy", b"\x93NUMPY\x01\x00")
     with pytest.raises(ValueError, match=r"octmnist.npz is no readable .npz .* download it again"):
         read(recipe, tmp_path / "x")
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    recipe = BY_NAME["pathmnist"]
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set/pathmnist.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, count in (("train_labels", 1), ("train_images", 40_000)):
+            shape = (count, 28, 28, 3) if name == "train_images" else (count, 1)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.save(file, np.zeros(shape, np.uint8))
+    assert (tmp_path / "set/pathmnist.npz").stat().st_size < 200_000
+    with pytest.raises(ValueError, match=r"train_images\.npy unpacks to 94,080,128 bytes"):
+        list(readers.read(recipe, tmp_path / "set", Ledger()))

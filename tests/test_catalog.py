@@ -6,7 +6,7 @@ import pytest
 
 from gmai_lib.cards import PAPER_MODALITY_SHARES
 from gmai_lib.dataset import catalog, recipes
-from gmai_lib.schema import ACCESS, DEPARTMENTS, MODALITIES, TASKS
+from gmai_lib.schema import ACCESS, DEPARTMENTS, IMAGE_MODALITIES, MODALITIES, TASKS
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_every_row_keeps_to_the_vocabularies(registry):
 
 def test_the_registry_covers_the_paper(registry):
     named = {value for values in registry.modalities for value in values}
-    assert set(MODALITIES) - named == {"ophthalmoscope"}  # not a word that public lists use
+    assert set(IMAGE_MODALITIES) - named == {"ophthalmoscope"}  # not a word that public lists use
     assert set(registry.department) >= set(DEPARTMENTS) - {"sports medicine", "oncology"} - {
         "infectious diseases"
     }

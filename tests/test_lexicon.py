@@ -16,7 +16,7 @@ from gmai_lib.dataset.lexicon import (
     readable,
     translate,
 )
-from gmai_lib.schema import DEPARTMENTS, MODALITIES, PLACES, SIZES
+from gmai_lib.schema import DEPARTMENTS, IMAGE_MODALITIES, PLACES, SIZES
 
 SEGMENTED = (
     *("spleen", "adrenal_gland_left", "lung_upper_lobe_left", "vertebrae_L5", "rib_right_12"),
@@ -84,7 +84,7 @@ def test_readable_names_and_their_chinese(name, english, chinese):
 
 def test_the_lexicon_covers_the_vocabularies():
     unknown = Counter()
-    for term in (*MODALITIES[:-1], *DEPARTMENTS[:-1], *PLACES, *SIZES, *FINDINGS, *ORGANS):
+    for term in (*IMAGE_MODALITIES, *DEPARTMENTS[:-1], *PLACES, *SIZES, *FINDINGS, *ORGANS):
         translate(term, "zh", unknown)
     assert not unknown
     pairs = Counter(LEXICON[name] for name in FINDINGS)

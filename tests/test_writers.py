@@ -34,8 +34,8 @@ from gmai_lib.dataset.lexicon import (
 from gmai_lib.dataset.writers import TemplateWriter, answer, choices, cut, question
 from gmai_lib.schema import (
     DEPARTMENTS,
+    IMAGE_MODALITIES,
     LANGUAGES,
-    MODALITIES,
     NO_FINDING,
     PLACES,
     SIZES,
@@ -104,8 +104,8 @@ def parse_english(text):
         stated |= {("severity", s, None) for s in re.findall(r"\b(mild|moderate|severe)\b", low)}
         stated |= {("department", d, None) for d in DEPARTMENTS if re.search(rf"\b{d}\b", low)}
         low = re.sub(rf"\b({one_of(DEPARTMENTS)})\b", "#", low)
-        found = re.findall(rf"\b({one_of(m.lower() for m in MODALITIES)})\b", low)
-        stated |= {("modality", m, None) for m in MODALITIES if m.lower() in found}
+        found = re.findall(rf"\b({one_of(m.lower() for m in IMAGE_MODALITIES)})\b", low)
+        stated |= {("modality", m, None) for m in IMAGE_MODALITIES if m.lower() in found}
         stated |= {("organ", o, None) for o in re.findall(rf"\b({one_of(ORGANS)})\b", low)}
         if names and not negative:
             low = low.replace("medium-sized", "")
@@ -116,7 +116,7 @@ def parse_english(text):
 def parse_chinese(text):
     """As `parse_english`, for Chinese text."""
     terms = {kind: {translate(v, "zh"): v for v in values} for kind, values in (
-        ("finding", FINDINGS), ("organ", ORGANS), ("modality", MODALITIES[:-1]),
+        ("finding", FINDINGS), ("organ", ORGANS), ("modality", IMAGE_MODALITIES),
         ("place", PLACES), ("department", DEPARTMENTS[:-1]),
         ("severity", ("mild", "moderate", "severe")),
     )}  # fmt: skip

@@ -25,6 +25,9 @@ from gmai_lib.dataset.volumes import select_slices
 from gmai_lib.schema import NO_FINDING, Ledger, Recipe, Record
 
 _SPLITS = ("train", "val", "test")
+# An array of more than _LARGE bytes that unpacks to more than _MOST_EXPANSION times its size in the
+# archive is no picture: a few bytes would keep the reader busy for hours.
+_LARGE, _MOST_EXPANSION = 2**26, 200
 _ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError)
 
 
@@ -101,7 +104,12 @@ def _said(recipe: Recipe, row: np.ndarray) -> tuple[tuple[str, ...] | None, str]
 
 
 def _rows(archive: zipfile.ZipFile, name: str) -> Iterator[np.ndarray]:
-    """Stream the first axis of one array; pickled objects are refused."""
+    """Stream the first axis of one array; pickled objects and zip bombs are refused."""
+    info = archive.getinfo(name)
+    if info.file_size > max(_LARGE, _MOST_EXPANSION * info.compress_size):
+        raise ValueError(
+            f"{name} unpacks to {info.file_size:,} bytes, {_MOST_EXPANSION} times its size or more"
+        )
     with archive.open(name) as stream:
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0}.get(

@@ -13,7 +13,7 @@ them can be checked against the annotation.
 from collections import Counter
 
 from gmai_lib.dataset.lexicon import NEGATIVE_LABELS, readable
-from gmai_lib.schema import PLACES, SIZES, Box, Fact, Record
+from gmai_lib.schema import IMAGE_MODALITIES, PLACES, SIZES, Box, Fact, Record
 
 # Tasks whose labels name normal anatomy. Connected components of an organ are no "count".
 ANATOMY_TASKS = frozenset(
@@ -34,7 +34,7 @@ def extract(record: Record) -> tuple[Fact, ...]:
     label with exactly one box, `count` only where every instance is boxed.
     """
     found: list[tuple[str, str, str]] = []  # (kind, value, label)
-    if record.modality != "text":
+    if record.modality in IMAGE_MODALITIES:
         found.append(("modality", record.modality, ""))
     if record.department != "unstated":
         found.append(("department", record.department, ""))

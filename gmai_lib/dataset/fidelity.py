@@ -32,7 +32,7 @@ from gmai_lib.dataset.lexicon import (
     plural,
     translate,
 )
-from gmai_lib.schema import DEPARTMENTS, LANGUAGES, MODALITIES, PLACES, SIZES, Fact
+from gmai_lib.schema import DEPARTMENTS, IMAGE_MODALITIES, LANGUAGES, PLACES, SIZES, Fact
 
 SEVERITIES = ("mild", "moderate", "severe", "proliferative")
 KINDS = (
@@ -42,7 +42,8 @@ KINDS = (
 _WORDS = {"yes", "no", "finding", "left", "right"}  # of the lexicon that are no terms by themselves
 _NOT_A_FINDING = {
     NOT_AN_ORGAN,
-    *MODALITIES,
+    *IMAGE_MODALITIES,
+    "text",
     *DEPARTMENTS,
     *PLACES,
     *SIZES,
@@ -227,7 +228,7 @@ def _spellings(kind: str, language: str) -> tuple[re.Pattern, dict[str, tuple[st
     """A pattern of all spellings of a vocabulary, the longest first, and what each may mean."""
     names = {
         "department": DEPARTMENTS[:-1],
-        "modality": MODALITIES[:-1],
+        "modality": IMAGE_MODALITIES,
         "place": PLACES,
         "thing": (*FINDINGS, *_structures()),
     }[kind]
@@ -344,7 +345,7 @@ def plant(facts: tuple[Fact, ...], language: str, rng: Random) -> list[tuple[str
 def _changes(facts: tuple[Fact, ...], rng: Random):
     """Yield (kind, all facts, the changed ones) with one thing changed at a time."""
     organs = ("lung", "liver", "brain", "knee", "breast", "retina", "skin", "colon")
-    choices = {"modality": MODALITIES[:-1], "organ": organs, "department": DEPARTMENTS[:-1]}
+    choices = {"modality": IMAGE_MODALITIES, "organ": organs, "department": DEPARTMENTS[:-1]}
     choices |= {"side": _SIDES, "place": PLACES, "size": SIZES, "severity": SEVERITIES[:3]}
     labels = [f.value for f in facts if f.kind == "label" and not is_structure(f.value)]
     for fact in facts:

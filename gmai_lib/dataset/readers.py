@@ -24,7 +24,16 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from gmai_lib.dataset import annotations, arrays, images, question_files, slides, videos, volumes
+from gmai_lib.dataset import (
+    annotations,
+    arrays,
+    images,
+    question_files,
+    released,
+    slides,
+    videos,
+    volumes,
+)
 from gmai_lib.dataset.pool import counted
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
@@ -39,7 +48,7 @@ from gmai_lib.dataset.records import (
     new_record,
     others,
 )
-from gmai_lib.schema import MODALITIES, NO_FINDING, Box, Ledger, Record
+from gmai_lib.schema import IMAGE_MODALITIES, MODALITIES, NO_FINDING, Box, Ledger, Record
 
 # How sources write the modality of a single image; lower case.
 _MODALITIES = {
@@ -50,6 +59,14 @@ _MODALITIES = {
     "mri": "MR",
     "pet": "PET",
     "oct": "OCT",
+    "computed tomography": "CT",
+    "magnetic resonance imaging": "MR",
+    "microscopy images": "microscopy",
+    "optical coherence tomography": "OCT",
+    "fundus photography": "fundus",
+    "histology": "histopathology",
+    "endoscopy": "endoscopy",
+    "ultrasound": "ultrasound",
 }
 
 _JOB = 32  # images that a process opens at a time
@@ -147,6 +164,10 @@ READERS: dict[str, Callable[..., Iterator[Record]]] = {
     "mask_pairs": _image_reader(annotations.mask_pairs),
     "instance_folders": _image_reader(annotations.instance_folders),
     "vqa_json": _image_reader(question_files.vqa_json),
+    "captions": _image_reader(released.captions),
+    "image_questions": _image_reader(released.image_questions),
+    "dialogues": _image_reader(released.dialogues),
+    "text_dialogues": released.text_dialogues,
     "yolo": _image_reader(annotations.yolo),
     "question_xml": _text_reader,
     "question_rows": question_files.question_rows,
@@ -162,13 +183,13 @@ READERS: dict[str, Callable[..., Iterator[Record]]] = {
 }
 
 IN_ONE_PROCESS = {
-    "question_xml", "question_rows", "parquet_vqa", "npz", "video_table", "dicom_files",
-    "dicom_tree", "slides",
+    "question_xml", "question_rows", "text_dialogues", "parquet_vqa", "npz", "video_table",
+    "dicom_files", "dicom_tree", "slides",
 }  # fmt: skip
 
 
 def _merged(entries: list[Entry]) -> list[Entry]:
-    """One entry per image: what a second one says about the same path is added to the first."""
+    """One entry per image: what a second one says of the same path is added to the first."""
     by_path: dict[str, Entry] = {}
     for entry in entries:
         if is_inside(entry.path):
@@ -177,6 +198,10 @@ def _merged(entries: list[Entry]) -> list[Entry]:
         if first is not entry:
             for name in ("labels", "boxes", "masks", "qa"):
                 getattr(first, name).extend(getattr(entry, name))
+            if entry.split != first.split:
+                first.split = ""  # an image in two splits has none of its own
+            if entry.report not in first.report:
+                first.report = f"{first.report} {entry.report}".strip()
     return list(by_path.values())
 
 
@@ -204,6 +229,8 @@ def _image_record(
 ) -> Record | None:
     """Open the image and make its record; None, counted, if it cannot be used."""
     modality = _MODALITIES.get(entry.modality.lower(), entry.modality) or recipe.modality
+    if recipe.modality == "unstated" and modality not in IMAGE_MODALITIES:
+        modality = recipe.modality  # "digital photography", "not mentioned"
     if not is_inside(entry.path):
         return drop_entry(recipe, entry, "path leads outside the dataset folder", ledger)
     # No question before the reading whether the file is there: it costs as much as the reading.

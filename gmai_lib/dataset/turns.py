@@ -15,7 +15,7 @@ from gmai_lib.dataset import phrases
 from gmai_lib.dataset.describe import Page, describe
 from gmai_lib.dataset.lexicon import NEGATIVE_LABELS, NOT_AN_ORGAN, is_finding, is_structure
 from gmai_lib.dataset.questions import answer, ask, choices, ref
-from gmai_lib.schema import MODALITIES, NO_FINDING, PLACES, Fact
+from gmai_lib.schema import IMAGE_MODALITIES, NO_FINDING, PLACES, Fact
 
 MOST_BOXES = 6  # boxes that one answer lists; where there are more, only counts are asked
 MOST_LABELS = 4  # labels that one answer lists
@@ -27,8 +27,6 @@ DISTINCT_ORGANS = (
 LETTER_SHARE = 0.5  # of the questions with options; the others want the option's text
 # How often practice asks for a value; what is harder to find comes more often.
 READING_WEIGHTS = {"modality": 0.5, "organ": 0.5, "side": 2.0, "place": 6.0, "count": 1.5}
-READING_YES_NO_WEIGHT = 3.0  # of yes, and of no
-_IMAGE_MODALITIES = tuple(m for m in MODALITIES if m != "text")
 
 IMAGE = "<image>"  # where the image goes
 
@@ -102,7 +100,7 @@ def reading_turns(page: Page, *, number: int, repeat: bool) -> list[Turn]:
         kinds[_label_kind(labels)] = 2.0
     yes_no = dict(zip(("yes", "no"), _yes_no_candidates(page), strict=True))
     if all(yes_no.values()):
-        kinds |= dict.fromkeys(yes_no, READING_YES_NO_WEIGHT)
+        kinds |= {"yes": 1.5, "no": 1.5}
     kinds["choice"] = 1.0
     if repeat:
         drawn = rng.choices(list(kinds), list(kinds.values()), k=number)
@@ -234,7 +232,7 @@ def _yes_no_candidates(page: Page) -> tuple[list, list]:
         no.append((1, "none", positive[0]))
     yes += [(4, "none", f) for f in negative]
     no += [(2, "any", f) for f in negative]
-    for kind, values in (("modality", _IMAGE_MODALITIES), ("organ", DISTINCT_ORGANS)):
+    for kind, values in (("modality", IMAGE_MODALITIES), ("organ", DISTINCT_ORGANS)):
         for fact in page.of(kind):
             if fact.value in values:
                 other = rng.choice([value for value in values if value != fact.value])
@@ -284,7 +282,7 @@ def _choice_turn(page: Page, letters: float = LETTER_SHARE) -> Turn | None:
     if len(labels) == 1 and is_finding(labels[0].value):
         others = [NO_FINDING] if labels[0].value not in NEGATIVE_LABELS else []
         pools.append(("label", labels[0], [*(f.value for f in page.of("absent")), *others]))
-    values = {"modality": _IMAGE_MODALITIES, "organ": DISTINCT_ORGANS, "place": PLACES}
+    values = {"modality": IMAGE_MODALITIES, "organ": DISTINCT_ORGANS, "place": PLACES}
     for kind, known in values.items():
         facts = [f for f in page.of(kind) if f.value in known]
         pools += [(kind, f, [v for v in known if v != f.value]) for f in facts[:1]]

@@ -63,7 +63,8 @@ class TemplateWriter:
         if record.image is None:
             written = [("text_single", [pair]) for pair in pairs]
         else:
-            written = self._write_image(page, pairs, report)
+            kind = "report" if record.task == "disease diagnosis" else "caption"
+            written = self._write_image(page, pairs, report, kind)
         numbers: Counter = Counter()
         samples = []
         for subset, turns in written:
@@ -72,8 +73,8 @@ class TemplateWriter:
             numbers[subset] += 1
         return samples
 
-    def _write_image(self, page: Page, pairs, report) -> list[tuple[str, list[Turn]]]:
-        written = [("caption", [_caption_turn(page, report)])] if page.facts else []
+    def _write_image(self, page: Page, pairs, report, kind) -> list[tuple[str, list[Turn]]]:
+        written = [("caption", [_caption_turn(page, report, kind)])] if page.facts or report else []
         if turns := percept_turns(page):
             written.append(("percept", turns))
         for start in range(0, len(pairs), MOST_SOURCE_TURNS):
@@ -148,11 +149,11 @@ def _ends_sentence(word: str) -> bool:
     return word.rstrip("\"')").endswith((".", "!", "?")) and word not in _ABBREVIATIONS
 
 
-def _caption_turn(page: Page, report: str) -> Turn:
-    """The request and the description: the source's report, one region, or the whole image."""
+def _caption_turn(page: Page, report: str, kind: str) -> Turn:
+    """The request and the description: the source's own text, one region, or the whole image."""
     rng, boxes = page.rng, page.of("box")
     if report:
-        return rng.choice(phrases.REQUESTS["report"][page.language]), report
+        return rng.choice(phrases.REQUESTS[kind][page.language]), report
     if boxes and rng.random() < REGION_SHARE:
         box = rng.choice(boxes)
         asked = rng.choice(phrases.REQUESTS["region"][page.language])

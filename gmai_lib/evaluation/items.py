@@ -12,7 +12,7 @@ from random import Random
 from gmai_lib.dataset import writers
 from gmai_lib.dataset.facts import extract
 from gmai_lib.dataset.lexicon import NEGATIVE_LABELS, is_structure, translate
-from gmai_lib.schema import MODALITIES, PLACES, Fact, Record
+from gmai_lib.schema import IMAGE_MODALITIES, PLACES, Fact, Record
 
 KINDS = (
     "modality", "organ", "finding", "yes/no", "side", "location", "count", "box",
@@ -95,7 +95,7 @@ class Vocabulary:
 
     def options(self, kind: str) -> list[str]:
         """English names in a fixed order; all the paper's modalities, not only those used."""
-        fixed = {"modality": MODALITIES[:-1], "side": ("left", "right"), "location": PLACES}
+        fixed = {"modality": IMAGE_MODALITIES, "side": ("left", "right"), "location": PLACES}
         return list(fixed[kind]) if kind in fixed else sorted(self.used(kind))
 
     def used(self, kind: str) -> set[str]:

@@ -166,6 +166,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values=None,
         inputs_embeds=None,
         labels=None,
+        label_weights=None,
         use_cache=None,
         logits_to_keep=0,
         num_items_in_batch=None,
@@ -180,6 +181,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         `labels` (B, T), IGNORE_INDEX where nothing is learned: the loss is the mean over the S
         supervised tokens, or their sum / `num_items_in_batch` where gradients are accumulated.
+        `label_weights` (B, T) float weighs these tokens, in the mean as in the sum.
         The vocabulary head then runs on these S positions only and `logits` is None, because
         at most a third of a pack is answers. Without labels, logits are (B, T, V), or the last
         `logits_to_keep` positions. `dummy_image` sends a blank image with weight zero through
@@ -210,7 +212,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state  # (B, T, D)
         if labels is not None:
-            loss = self._loss(hidden, labels, num_items_in_batch)
+            loss = self._loss(hidden, labels, label_weights, num_items_in_batch)
             return CausalLMOutputWithPast(loss=loss)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(
@@ -218,14 +220,18 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
         )
 
-    def _loss(self, hidden, labels, num_items_in_batch):
+    def _loss(self, hidden, labels, label_weights, num_items_in_batch):
         """Cross-entropy of the next token, in float32, at the supervised positions."""
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         logits = self.language_model.lm_head(hidden[:, :-1][supervised]).float()  # (S, V)
-        total = F.cross_entropy(logits, targets[supervised], reduction="sum")
+        losses = F.cross_entropy(logits, targets[supervised], reduction="none")
+        count = len(losses)
+        if label_weights is not None:
+            weights = label_weights[:, 1:][supervised]
+            losses, count = losses * weights, weights.sum()
         # A batch without a single answer token gives 0, not 0 / 0.
-        return total / (num_items_in_batch or max(len(logits), 1))
+        return losses.sum() / (num_items_in_batch or max(count, 1e-9))
 
     def _language_mask(self, mask, dtype):
         """4-D masks go to the attention kernel as they are; make their type one it takes."""

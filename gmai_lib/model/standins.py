@@ -51,7 +51,7 @@ QUESTION_SHARE = 0.02  # of the tokens outside the answers, in language pretrain
 EMBEDDING_STD = 0.1  # of the language model's words; 0.02 is lost in what the first block adds
 LESSON_TOKENS = 3000  # of a batch of a lesson: many small steps
 MOST_DOUBT = 0.45  # of what a slot says in a conversation may be another slot's
-REVIEW_SHARE = 0.25  # of the batches after the lessons repeat the last one
+REVIEW_SHARE = 0.35  # of the batches after the lessons repeat the last one
 GROUPED_FRACTION = 0.5  # of the batches hold one group only
 
 # What one BPE word may be, tried from left to right: one digit, the separator between two
@@ -220,8 +220,9 @@ def _region_loss(patches, codes, boxed):
 def _patch_terms(regions, vision, generator):
     """Return which set of terms every patch shows (N, P), which sets are a box's, and their codes.
 
-    Codes (sets, D) are sums of one random vector per term. Box edges are rounded to patch edges;
-    a tiny box keeps one patch; of two boxes on one patch the later one counts.
+    Codes (sets, D) are sums of one random vector of length CODE_STD * sqrt(D) per term. Box edges
+    are rounded to patch edges; a tiny box keeps one patch; of two boxes on one patch the later one
+    counts.
     """
     grid = vision.image_size // vision.patch_size
     numbers = {}  # (is a box, terms) -> number of the set
@@ -237,8 +238,14 @@ def _patch_terms(regions, vision, generator):
             )
             patches[image, rows, columns] = numbers.setdefault((True, *terms), len(numbers))
     width = vision.hidden_size
-    vectors = cache(lambda term: CODE_STD * torch.randn(width, generator=generator))
-    codes = [sum(map(vectors, terms), torch.zeros(width)) for _, *terms in numbers]
+    named = dict.fromkeys(term for _, *terms in numbers for term in terms)
+    # At right angles, as far as there is room: no term is mistaken for a mixture of others.
+    blocks = [
+        nn.init.orthogonal_(torch.empty(width, width), generator=generator)
+        for _ in range(0, len(named), width)
+    ]
+    vectors = dict(zip(named, CODE_STD * width**0.5 * torch.cat(blocks), strict=False))
+    codes = [sum((vectors[t] for t in terms), torch.zeros(width)) for _, *terms in numbers]
     boxed = torch.tensor([is_box for is_box, *_ in numbers])
     return patches.flatten(1), boxed, torch.stack(codes)
 

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from gmai_lib.config import Stage
+from gmai_lib.config import LOSS_WEIGHTINGS, Stage
 from gmai_lib.model import chat
 from gmai_lib.outputs import read_json, write_json
 from gmai_lib.training.launch import fingerprint
@@ -55,13 +55,34 @@ class Store:
         """Tokens of each sample, image tokens included."""
         return np.diff(self.token_starts)
 
-    def sample(self, index: int) -> dict[str, np.ndarray]:
-        """Return input_ids and labels (t,) and pixels (n, 3, S, S) of one sample."""
+    def sample(self, index: int, loss_weighting: str = "token") -> dict[str, np.ndarray]:
+        """Return input_ids, labels and label_weights (t,), pixels (n, 3, S, S) of one sample."""
         tokens = slice(self.token_starts[index], self.token_starts[index + 1])
         input_ids, supervised = self.input_ids[tokens], self.supervised[tokens]
         rows = self.images[self.image_starts[index] : self.image_starts[index + 1]]
         labels = np.where(supervised, input_ids, chat.IGNORE_INDEX)
-        return {"input_ids": input_ids, "labels": labels, "pixels": self.pixels[rows]}
+        label_weights = np.zeros(len(labels), np.float32)
+        starts, lengths = _answers(supervised)
+        for start, length in zip(starts, lengths, strict=True):
+            label_weights[start : start + length] = length ** -LOSS_WEIGHTINGS[loss_weighting]
+        sample = {"input_ids": input_ids, "labels": labels, "label_weights": label_weights}
+        return sample | {"pixels": self.pixels[rows]}
+
+    def label_weight(self, loss_weighting: str) -> np.ndarray:
+        """Return (samples,) float64: what the labels of each sample weigh together."""
+        starts, lengths = _answers(self.supervised)
+        owners = np.searchsorted(self.token_starts, starts, side="right") - 1
+        weights = lengths ** (1.0 - LOSS_WEIGHTINGS[loss_weighting])
+        return np.bincount(owners, weights, minlength=len(self.token_starts) - 1)
+
+
+def _answers(supervised: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each run of supervised tokens starts, and how long it is.
+
+    A sample begins with the user's turn, so no run goes on into the next sample.
+    """
+    edges = np.flatnonzero(np.diff(supervised.astype(np.int8), prepend=0, append=0))
+    return edges[::2], edges[1::2] - edges[::2]
 
 
 def prepare(pairs: Path, cache: Path, *, split: str, processor) -> Store:
@@ -203,6 +224,7 @@ class Step:
     images: int
     tokens: int  # without padding
     label_tokens: int
+    label_weight: float  # of all labels together: what the global batch's loss is divided by
     capacity: int  # tokens if every pack were full
     after: tuple[int, int]  # (epoch, pack) at which the next step begins
 
@@ -234,6 +256,7 @@ class PairLoader:
         self.kept, self.counts = self._select(languages, sources)
         if not len(self.kept):
             raise ValueError(f"stage {stage.name}: no sample to train on: {self.counts}")
+        self._label_weight = store.label_weight(stage.loss_weighting)
         self._packs: tuple[int, list[np.ndarray]] = (-1, [])  # of the epoch last asked for
         # The last step of an epoch runs on into the next one, so this need not be whole.
         self.steps_per_epoch = len(self.packs(0)) / stage.global_batch_size
@@ -293,7 +316,10 @@ class PairLoader:
         hands = deal(costs, stage.global_batch_size // stage.micro_batch_size)
         batches = []
         for number in range(self.rank, len(hands), self.world_size):
-            rows = [[self.store.sample(i) for i in packs[place]] for place in hands[number]]
+            weighting = stage.loss_weighting
+            rows = [
+                [self.store.sample(i, weighting) for i in packs[place]] for place in hands[number]
+            ]
             batch = collate(rows, pad_token_id=self.store.pad_token_id)
             if torch.cuda.is_available():
                 batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
@@ -307,6 +333,7 @@ class PairLoader:
             tokens=int(lengths[members].sum()),
             # Known to every rank without asking the others: the loss is a mean over these.
             label_tokens=int(self.store.label_tokens[members].sum()),
+            label_weight=float(self._label_weight[members].sum()),
             capacity=stage.global_batch_size * stage.max_length,
             after=(epoch, start),
         )
@@ -342,12 +369,12 @@ def to_device(batch: dict, device, dtype: torch.dtype, *, noise: bool = True) ->
     `noise` the pixels are varied (see `vary`) by the batch's own seed; without, they are what
     `chat.pixel_values` gives at inference.
     """
-    names = ("input_ids", "labels", "position_ids", "sequence_ids", "pixels")
+    names = ("input_ids", "labels", "label_weights", "position_ids", "sequence_ids", "pixels")
     moved = {name: batch[name].to(device, non_blocking=True) for name in names}
     pixels = moved.pop("pixels")
     if noise:
         pixels = vary(pixels, batch["noise_seed"])
-    inputs = {name: moved[name] for name in ("input_ids", "labels", "position_ids")}
+    inputs = {name: moved[name] for name in names[:4]}
     inputs["attention_mask"] = block_mask(moved["sequence_ids"])
     inputs["pixel_values"] = chat.normalize_pixels(pixels).to(dtype)
     inputs["dummy_image"] = not len(pixels)  # else ranks would wait for each other's gradients

@@ -73,9 +73,10 @@ def block_mask(sequence_ids: torch.Tensor) -> torch.Tensor:
 def collate(packs: list[list[dict]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
     """Lay samples side by side, one row per pack, padded to the longest row.
 
-    Each sample is a dict of arrays: input_ids (t,), labels (t,), pixels (n, 3, S, S) uint8.
-    Returns input_ids, labels, position_ids (from 0 for every sample), sequence_ids (see
-    `block_mask`), all (B, T) int64, and pixels (N, 3, S, S) uint8 in the order of their
+    Each sample is a dict of arrays: input_ids (t,), labels (t,), pixels (n, 3, S, S) uint8, and
+    label_weights (t,) float where labels do not all weigh 1. Returns input_ids, labels,
+    position_ids (from 0 for every sample), sequence_ids (see `block_mask`), all (B, T) int64,
+    label_weights (B, T) float32, and pixels (N, 3, S, S) uint8 in the order of their
     placeholders. The first token of a sample must not be a label: it would be predicted from
     the sample before. ValueError if one is.
     """
@@ -84,6 +85,7 @@ def collate(packs: list[list[dict]], *, pad_token_id: int) -> dict[str, torch.Te
     input_ids = np.full(shape, pad_token_id, np.int64)
     labels = np.full(shape, IGNORE_INDEX, np.int64)
     position_ids, sequence_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    label_weights = np.zeros(shape, np.float32)
     for row, samples in enumerate(packs):
         start = 0
         for number, sample in enumerate(samples, start=1):
@@ -92,12 +94,13 @@ def collate(packs: list[list[dict]], *, pad_token_id: int) -> dict[str, torch.Te
             cells = slice(start, start + len(sample["input_ids"]))
             input_ids[row, cells] = sample["input_ids"]
             labels[row, cells] = sample["labels"]
+            label_weights[row, cells] = sample.get("label_weights", 1)
             position_ids[row, cells] = np.arange(cells.stop - start)
             sequence_ids[row, cells] = number
             start = cells.stop
     pixels = np.concatenate([sample["pixels"] for samples in packs for sample in samples])
     batch = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
-    batch |= {"sequence_ids": sequence_ids, "pixels": pixels}
+    batch |= {"sequence_ids": sequence_ids, "label_weights": label_weights, "pixels": pixels}
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 

@@ -155,17 +155,17 @@ def part_hashes(model) -> dict[str, str]:
 
 
 def _optimizer_step(engine, batch, device, dist) -> float:
-    """Forward, backward and update; return the mean loss over the global batch's labels.
+    """Forward, backward and update; return the weighted mean loss of the global batch's labels.
 
     DeepSpeed averages gradients over ranks. With the sum of a micro batch's losses divided by
-    (labels of the global batch / ranks), that average is the gradient of the global mean.
+    (label weight of the global batch / ranks), that average is the gradient of the global mean.
     """
     world_size = dist.get_world_size()
     dtype = torch.bfloat16 if engine.bfloat16_enabled() else torch.float32
     total = torch.zeros((), device=device)
     for micro_batch in batch.micro_batches:
         inputs = loader.to_device(micro_batch, device, dtype)
-        loss = engine(**inputs, num_items_in_batch=batch.label_tokens / world_size).loss
+        loss = engine(**inputs, num_items_in_batch=batch.label_weight / world_size).loss
         engine.backward(loss, scale_wrt_gas=False)
         engine.step()  # updates only after the last micro batch
         total += loss.detach() / world_size
