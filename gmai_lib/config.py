@@ -330,7 +330,7 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=850,
+            vision_steps=1000,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
             language_steps=640,

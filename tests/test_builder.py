@@ -42,6 +42,7 @@ def test_every_leaf_of_the_tree_is_filled_and_none_is_too_full(made):
             for i in items
         )
         assert max(forms.values()) <= 12, leaf
+    assert len({item.id for item in made.items}) == len(made.items)
     by_modality = builder.cut(made.items, "modality")
     assert sum(map(len, by_modality.values())) == len(made.items)
     with pytest.raises(ValueError, match="no axis"):

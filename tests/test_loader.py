@@ -56,6 +56,32 @@ def test_store_holds_what_chat_makes_of_each_sample(store, made, processor):
             assert torch.equal(torch.from_numpy(pixels), chat.square_image(image, 16))
 
 
+@pytest.mark.parametrize(
+    ("weighting", "power"), [("token", 1.0), ("square_root", 0.5), ("answer", 0.0)]
+)
+def test_an_answer_weighs_its_tokens_to_a_power(store, made, weighting, power):
+    """With "answer" a long one weighs as much as a short one; a sample with three weighs three."""
+    whole = store.label_weight(weighting)
+    for index in range(len(store.lengths)):
+        sample = store.sample(index, weighting)
+        labels, weights = sample["labels"], sample["label_weights"]
+        assert (weights[labels == -100] == 0).all()
+        said = np.split(labels, np.flatnonzero(np.diff(labels != -100)) + 1)
+        answers = [len(run) for run in said if run[0] != -100]
+        assert weights.sum() == pytest.approx(sum(n**power for n in answers), rel=1e-5)
+        assert whole[index] == pytest.approx(weights.sum(), rel=1e-5)
+    assert len(made) == len(whole)
+    stage = replace(INSTRUCT, loss_weighting=weighting)
+    step = next(loader.PairLoader(store, stage, seed=0))
+    given = sum(batch["label_weights"].sum().item() for batch in step.micro_batches)
+    assert step.label_weight == pytest.approx(given, rel=1e-5)
+
+
+def test_an_unknown_loss_weighting_is_named():
+    with pytest.raises(ValueError, match="loss_weighting 'turn' not in"):
+        replace(INSTRUCT, loss_weighting="turn")
+
+
 def test_store_keeps_a_repeated_image_once_and_is_opened_again(tmp_path, processor, made):
     pairs = write_shards(tmp_path / "pairs", [made[0], made[0], made[1]])
     store = loader.prepare(pairs, tmp_path / "cache", split="train", processor=processor)

@@ -101,6 +101,22 @@ def test_loss_with_labels_is_the_shifted_mean_of_the_logits(model, tokenizer):
     assert output.logits is None
 
 
+def test_label_weights_weigh_the_mean_and_the_sum(model, tokenizer):
+    batch = three_rows(tokenizer, model)
+    weights = torch.rand(batch["labels"].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(**without_labels(batch)).logits
+        mean = model(**batch, label_weights=weights).loss
+        total = model(**batch, label_weights=weights, num_items_in_batch=1).loss
+    learned = batch["labels"][:, 1:] != IGNORE_INDEX
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1][learned], batch["labels"][:, 1:][learned], reduction="none"
+    )
+    given = weights[:, 1:][learned]
+    torch.testing.assert_close(mean, (losses * given).sum() / given.sum(), **TOLERANCE)
+    torch.testing.assert_close(total, (losses * given).sum(), atol=1e-3, rtol=1e-5)
+
+
 def test_logits_to_keep_computes_the_last_positions_only(model, tokenizer):
     batch = without_labels(three_rows(tokenizer, model))
     with torch.no_grad():

@@ -178,6 +178,17 @@ def test_every_patch_shows_the_terms_of_its_box_or_of_the_background():
     assert codes.std() == pytest.approx(standins.CODE_STD, rel=0.5)
 
 
+def test_codes_of_terms_are_at_right_angles_as_far_as_there_is_room():
+    vision = tiny_profile().vision
+    regions = [([f"term {n}"], []) for n in range(vision.hidden_size + 3)]
+    _, _, codes = standins._patch_terms(regions, vision, torch.Generator().manual_seed(0))
+    products = codes @ codes.T
+    length = standins.CODE_STD**2 * vision.hidden_size
+    width = vision.hidden_size
+    torch.testing.assert_close(products[:width, :width], length * torch.eye(width))
+    torch.testing.assert_close(products.diagonal(), torch.full((width + 3,), length))
+
+
 def test_region_loss_is_the_share_of_the_code_that_is_missed():
     codes, boxed = torch.ones(1, 2, 4), torch.tensor([[True, False]])
     assert standins._region_loss(codes, codes, boxed) == 0

@@ -629,3 +629,28 @@ def test_unknown_terms_stay_english_and_are_counted():
 def test_a_source_answer_may_be_any_text():
     made = record(qa=(QuestionAnswer(question="Plane?", answer="axial"),))
     assert samples_of(made)[2].conversations[1]["content"] == "axial"
+
+
+# Fact type -> kinds of questions and of sentences that are about it.
+SURFACES = {
+    "modality": (("modality", "is_modality"), ("modality", "modality_organ")),
+    "department": (("department",), ("department",)),
+    "organ": (("organ", "is_organ"), ("organ", "modality_organ")),
+    "label": (("label", "labels", "present"), ("label",)),
+    "absent": (("present",), ("no_label", "absent")),
+    "box": (("box", "boxes", "region"), ("region",)),
+    "side": (("side",), ("side",)),
+    "place": (("place",), ("place", "places", "label_place")),
+    "count": (("count",), ("count",)),
+    "size": (("size",), ("size",)),
+    "severity": (("severity",), ("severity",)),
+}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("kind", sorted(SURFACES))
+def test_every_type_of_fact_has_ten_surface_forms(kind, language):
+    asked, said = SURFACES[kind]
+    forms = [form for name in asked for form in phrases.QUESTIONS[name][language]]
+    forms += [form for name in said for form in sentences.SENTENCES[name][language]]
+    assert len(set(forms)) >= 10

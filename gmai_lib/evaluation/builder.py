@@ -100,6 +100,9 @@ def build(
             named = tuple(f"{axis}={value}" for axis, value in zip(AXES, leaf, strict=True))
             for draft in chosen:
                 item = draft.item(name, language, vocabulary, seed)
+                if draft.choices:  # one image may be asked for its finding, organ and modality
+                    asked = f"#{draft.kind}: {draft.choices[0]}#"
+                    item = replace(item, id=item.id.replace(f"#{draft.kind}#", asked, 1))
                 items.append(replace(item, subsets=named))
     return Made(_balanced(items, rng), +dropped)
 
