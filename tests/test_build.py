@@ -324,6 +324,20 @@ def test_one_two_and_three_processes_write_the_same_bytes(tmp_path):
     assert contents(tmp_path / "2") == one and contents(tmp_path / "3") == one
 
 
+def test_a_ray_cluster_writes_the_same_bytes(tmp_path):
+    pytest.importorskip("ray", reason='needs pip install ".[cluster]"')
+    made = many()
+    for cluster in (False, True):
+        write(iter(made), tmp_path / str(cluster), shard_records=6, cluster=cluster)
+    assert contents(tmp_path / "True") == contents(tmp_path / "False")
+
+
+def test_without_ray_a_cluster_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r'pip install "\.\[cluster\]"'):
+        write(split_over([phantom(i) for i in range(4)]), tmp_path, cluster=True)
+
+
 def start_child(folder, hang_at, processes):
     code = (
         "from pathlib import Path; import test_build\n"

@@ -27,7 +27,7 @@ from random import Random
 
 from gmai_lib.dataset import fidelity, licenses
 from gmai_lib.dataset.facts import extract
-from gmai_lib.dataset.pool import ordered
+from gmai_lib.dataset.pool import on_cluster, ordered
 from gmai_lib.outputs import atomic, read_json, write_json
 from gmai_lib.schema import SPLITS, Ledger, Record, Sample, sample_features
 
@@ -54,6 +54,7 @@ def write_pairs(
     use: str = "research",
     shard_records: int = 1000,
     processes: int = 1,
+    cluster: bool = False,
 ) -> dict:
     """Write the samples of `records` to `out`; return the manifest (also `manifest.json`).
 
@@ -63,7 +64,8 @@ def write_pairs(
     `shard_records` records. Shards of an earlier run in `out` are replaced, finished ones of a
     killed run are used. A record without samples is counted.
 
-    `use` is what the build is declared for, one of licenses.USES.
+    `use` is what the build is declared for, one of licenses.USES. With `cluster` the shards are
+    written by the machines of a Ray cluster, which must share `out`: the same bytes.
 
     Raises ValueError if a record has no split, two records (or samples of one) share an id, or
     sources may not be in a build for `use`; all of those are named, and nothing is written.
@@ -81,7 +83,10 @@ def write_pairs(
     tally, shards = _Tally(), {split: [] for split in SPLITS}
     try:
         jobs = _jobs(_permitted(records, use), shard_records)
-        for shard in ordered(work, jobs, processes=processes):
+        shards_done = (
+            on_cluster(work, jobs) if cluster else ordered(work, jobs, processes=processes)
+        )
+        for shard in shards_done:
             tally.merge(shard["tally"])
             if shard["rows"]:
                 shards[shard["split"]].append(shard)

@@ -2,8 +2,9 @@
 
     for result in ordered(work, jobs, processes=4): ...
     for record in counted(work, jobs, ledger, processes=4): ...
+    for result in on_cluster(work, jobs): ...   # pip install ".[cluster]"
 
-With one process everything happens here; results never depend on how many there are.
+With one process everything happens here; results never depend on how many there are, or where.
 """
 
 import multiprocessing
@@ -55,6 +56,49 @@ def ordered(work: Callable, jobs: Iterable, *, processes: int = 1) -> Iterator:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def on_cluster(work: Callable, jobs: Iterable) -> Iterator:
+    """Yield `work(job)` for every job, in the order of the jobs, from the machines of a Ray cluster.
+
+    The cluster is the one that RAY_ADDRESS names, or a new one of this machine. As many jobs are on
+    their way as the cluster has processors, and one more: jobs are a stream, so they are Ray tasks
+    and not a Ray dataset, which wants to hold them. `work` must only write to folders that all
+    machines share.
+
+    Raises ValueError if Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError('a cluster needs Ray: pip install ".[cluster]"') from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    try:
+        # A failed task is not tried again: the error is about the data and would come back.
+        task = ray.remote(max_retries=0)(work if hasattr(work, "__name__") else _named(work))
+        most, waiting = int(ray.cluster_resources().get("CPU", 1)) + 1, deque()
+        for job in jobs:
+            waiting.append(task.remote(job))
+            if len(waiting) >= most:
+                yield ray.get(waiting.popleft())
+        while waiting:
+            yield ray.get(waiting.popleft())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ValueError) else error from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _named(work: Callable) -> Callable:
+    """Ray takes functions and no partial ones."""
+
+    def named(job):
+        return work(job)
+
+    return named
 
 
 def counted(work: Callable, jobs: Iterable, ledger: Ledger, *, processes: int = 1) -> Iterator:
