@@ -59,7 +59,7 @@ def ordered(work: Callable, jobs: Iterable, *, processes: int = 1) -> Iterator:
 
 
 def on_cluster(work: Callable, jobs: Iterable) -> Iterator:
-    """Yield `work(job)` for every job, in the order of the jobs, from the machines of a Ray cluster.
+    """Yield `work(job)` for every job, in the order of the jobs, from machines of a Ray cluster.
 
     The cluster is the one that RAY_ADDRESS names, or a new one of this machine. As many jobs are on
     their way as the cluster has processors, and one more: jobs are a stream, so they are Ray tasks

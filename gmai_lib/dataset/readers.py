@@ -48,7 +48,7 @@ from gmai_lib.dataset.records import (
     new_record,
     others,
 )
-from gmai_lib.schema import IMAGE_MODALITIES, MODALITIES, NO_FINDING, Box, Ledger, Record
+from gmai_lib.schema import IMAGE_MODALITIES, NO_FINDING, Box, Ledger, Record
 
 # How sources write the modality of a single image; lower case.
 _MODALITIES = {
@@ -241,7 +241,7 @@ def _image_record(
         data = b""  # not there, or no image
         if not is_file(root, entry.path):
             return drop_entry(recipe, entry, "image missing", ledger)
-    if modality not in MODALITIES:
+    if modality not in (*IMAGE_MODALITIES, recipe.modality):
         return drop_entry(recipe, entry, "modality is not stated or unknown", ledger)
     try:
         data, (height, width) = images.standard(data)
