@@ -42,13 +42,8 @@ def ordered(work: Callable, jobs: Iterable, *, processes: int = 1) -> Iterator:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_parent)
     try:
-        waiting = deque()
-        for job in jobs:
-            waiting.append(pool.submit(work, job))
-            if len(waiting) > processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for future in _in_order(jobs, partial(pool.submit, work), processes):
+            yield future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
             f"one of {processes} processes was killed, perhaps for memory; run again, with fewer "
@@ -77,14 +72,11 @@ def on_cluster(work: Callable, jobs: Iterable) -> Iterator:
         ray.init(include_dashboard=False, log_to_driver=False)
     try:
         # A failed task is not tried again: the error is about the data and would come back.
-        task = ray.remote(max_retries=0)(work if hasattr(work, "__name__") else _named(work))
-        most, waiting = int(ray.cluster_resources().get("CPU", 1)) + 1, deque()
-        for job in jobs:
-            waiting.append(task.remote(job))
-            if len(waiting) >= most:
-                yield ray.get(waiting.popleft())
-        while waiting:
-            yield ray.get(waiting.popleft())
+        # Ray takes functions and no partial ones.
+        task = ray.remote(max_retries=0)(lambda job: work(job))
+        processors = int(ray.cluster_resources().get("CPU", 1))
+        for reference in _in_order(jobs, task.remote, processors):
+            yield ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, ValueError) else error from error
     finally:
@@ -92,13 +84,15 @@ def on_cluster(work: Callable, jobs: Iterable) -> Iterator:
             ray.shutdown()
 
 
-def _named(work: Callable) -> Callable:
-    """Ray takes functions and no partial ones."""
-
-    def named(job):
-        return work(job)
-
-    return named
+def _in_order(jobs: Iterable, submit: Callable, ahead: int) -> Iterator:
+    """Yield `submit(job)` for every job, each only once `ahead` more are on their way."""
+    waiting = deque()
+    for job in jobs:
+        waiting.append(submit(job))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def counted(work: Callable, jobs: Iterable, ledger: Ledger, *, processes: int = 1) -> Iterator:

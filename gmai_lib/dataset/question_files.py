@@ -203,7 +203,7 @@ def _question_rows(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[tuple
             if path.endswith(".parquet"):
                 rows = _rows_of(root / path)
             elif path.endswith(".jsonl"):
-                rows = _lines_of(root / path)
+                rows = lines_of(root / path)
             else:
                 rows = read_index(root / path)
                 rows = list(rows.values()) if isinstance(rows, dict) else rows
@@ -237,7 +237,7 @@ def _rows_of(path: Path, columns: list[str] | None = None) -> Iterator[dict]:
         raise ValueError(f"{path} is no readable Parquet file ({error})") from error
 
 
-def _lines_of(path: Path) -> Iterator[dict | None]:
+def lines_of(path: Path) -> Iterator[dict | None]:
     """Stream the objects of a JSON-lines file; None for a line that is no JSON."""
     with path.open("rb") as file:
         for line in filter(bytes.strip, file):

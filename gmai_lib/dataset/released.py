@@ -12,17 +12,16 @@ the name in the row says, such as (?P<modality>...).
 """
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from gmai_lib.dataset.annotations import files, read_index, split_name
+from gmai_lib.dataset.question_files import lines_of
 from gmai_lib.dataset.records import STEP, Entry, drop_annotation, new_record
 from gmai_lib.schema import Ledger, QuestionAnswer, Recipe, Record
 
-_FIELDS = {name: name for name in ("image", "caption", "question", "answer", "modality", "id")}
 _LETTERS = "ABCDEFGH"
 _IMAGE_TOKEN = "<image>"
 
@@ -144,7 +143,7 @@ def _pairs(row: dict, where: str) -> list[QuestionAnswer]:
 
 
 def _name(recipe: Recipe, name: str) -> str | tuple[str, ...]:
-    return (_FIELDS | recipe.options.get("fields", {})).get(name, name)
+    return recipe.options.get("fields", {}).get(name, name)
 
 
 def _said(recipe: Recipe, row: dict, name: str) -> str:
@@ -169,12 +168,7 @@ def _rows(recipe, root, ledger, *, level="annotation") -> Iterator[tuple[dict, s
 def _rows_of(path: Path, header: tuple[str, ...]) -> Iterator[dict | None]:
     """Stream the rows of an index file, by its ending; None for a broken one."""
     if path.suffix == ".jsonl":
-        with path.open("rb") as file:
-            for line in filter(bytes.strip, file):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    yield None
+        yield from lines_of(path)
     elif path.suffix == ".csv":
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
