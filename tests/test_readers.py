@@ -979,3 +979,13 @@ def test_a_mask_on_the_grid_of_its_image_is_cut_as_it_is_looked_up(axes, shift, 
     assert cut.shape == plane.shape and np.array_equal(cut, looked_up)
     expected = values.transpose(axes[1], axes[0], axes[2])[shift:, shift:, shift]
     assert np.array_equal(cut, expected)
+
+
+@pytest.mark.parametrize(
+    ("splits", "merged"),
+    [(("train", "test"), ""), (("train", ""), "train"), (("train", "test", "train"), "")],
+)
+def test_an_image_keeps_its_split_unless_another_is_stated(splits, merged):
+    entries = [readers.Entry(path="a.png", split=split) for split in splits]
+    (entry,) = readers._merged(entries)
+    assert entry.split == merged

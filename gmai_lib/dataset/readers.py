@@ -198,7 +198,7 @@ def _merged(entries: list[Entry]) -> list[Entry]:
         if first is not entry:
             for name in ("labels", "boxes", "masks", "qa"):
                 getattr(first, name).extend(getattr(entry, name))
-            if entry.split != first.split:
+            if entry.split and entry.split != first.split:
                 first.split = ""  # an image in two splits has none of its own
             if entry.report not in first.report:
                 first.report = f"{first.report} {entry.report}".strip()
