@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Bytecode is written at the first import: most of what is installed is never imported.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 PROFILE ?= mini
 OUTPUTS ?= outputs
 DATA ?=
@@ -10,9 +12,9 @@ DATA ?=
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	$(INSTALL) --upgrade pip setuptools wheel
+	$(INSTALL) torch
+	$(INSTALL) --editable ".[all]"
 	touch $@
 
 chain: $(VENV)/.installed

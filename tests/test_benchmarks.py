@@ -231,17 +231,19 @@ def test_items_refuse_what_cannot_be_asked():
             Item(**values | change)
 
 
-def test_own_questions_of_a_source_are_asked_as_they_are():
+def test_own_questions_of_a_source_are_asked_as_they_are_and_want_a_brief_answer():
     qa = (
         QuestionAnswer(question="Is  there free air?", answer="yes", question_type="PRES, POS"),
         QuestionAnswer(question="Which plane?", answer="axial ", answer_type="open", item="7"),
         QuestionAnswer(question="CT or MR?", answer="CT", answer_type="closed", item="8"),
         QuestionAnswer(question="Empty?", answer=""),
+        QuestionAnswer(question="Why?", answer="a long answer tells nothing by its question"),
     )
     made = source_benchmarks([record(0, source="vqa_rad", qa=qa)])
     assert list(made) == ["vqa_rad"]
-    air, plane, closed = made["vqa_rad"]
-    assert (air.question, air.kind) == ("Is there free air?", "yes/no")
+    air, plane, closed, why = made["vqa_rad"]
+    assert (air.question, air.kind) == ("Is there free air? Answer briefly.", "yes/no")
+    assert why.question == "Why? Answer briefly."
     assert air.subsets == ("question_type=PRES", "question_type=POS")
     assert (plane.kind, plane.answer, plane.subsets) == ("open", "axial", ("answer_type=open",))
     assert (closed.kind, closed.subsets) == ("open", ("answer_type=closed",))

@@ -496,12 +496,30 @@ def test_source_pairs_are_used_as_they_are():
     written = [s for s in writer.write(made, extract(made), language="en")]
     instruct = [s for s in written if s.subset == "instruct"]
     assert [len(s.conversations) // 2 for s in instruct] == [8, 3]
-    assert instruct[0].conversations[2] == {"role": "user", "content": "Is sign 1 seen?"}
+    assert instruct[0].conversations[2] == {
+        "role": "user",
+        "content": "Is sign 1 seen? Answer briefly.",
+    }
     assert len({s.id for s in written}) == len(written)
     assert writer.counts["question-answer pairs without text"] == 1
     assert len(samples_of(replace(made, qa=made.qa * 2))) == len(written)  # repeats go once
     assert not texts(TemplateWriter(0).write(made, extract(made), language="zh"), "text_single")
     assert "sign" not in str([s.conversations for s in samples_of(made, "zh")])
+
+
+@pytest.mark.parametrize(
+    ("question", "said", "brief"),
+    [
+        ("Which plane?", "axial", True),
+        ("Which plane?", "The plane of this image is axial.", False),
+        ("Which plane? Answer briefly.", "axial", True),
+        ("Which plane?\nA. axial\nB. coronal", "A. axial", False),
+    ],
+)
+def test_a_source_question_says_when_its_answer_is_a_bare_value(question, said, brief):
+    made = replace(asked(1), qa=(QuestionAnswer(question=question, answer=said),))
+    (turns,) = texts(samples_of(made), "instruct")
+    assert turns[0]["content"].count("Answer briefly.") == brief
 
 
 def test_source_reports_become_captions_and_text():

@@ -79,8 +79,24 @@ def ask(
         slots = page.modality(label)
     else:
         slots = page.name(label or "finding")
+    return _ended(fill(template, **slots), ending, language)
+
+
+def ask_briefly(asked: str, language: str) -> str:
+    """Return a source's own question with the words that ask for a bare value.
+
+    Without them the same question would be answered with a word where a source asks it and with
+    a sentence where we do, and a model cannot know which is wanted. LLaVA-1.5 does the same for
+    public questions (arXiv:2310.03744, section 3.2).
+    """
+    asked = asked.strip()
+    done = asked.endswith(phrases.BRIEF[language])
+    return asked if done else _ended(asked, "brief", language)
+
+
+def _ended(asked: str, ending: str, language: str) -> str:
     end = _ENDINGS[ending][language]
-    return fill(template, **slots) + (" " if end and language == "en" else "") + end
+    return asked + (" " if end and language == "en" else "") + end
 
 
 def answer(

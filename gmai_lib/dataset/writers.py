@@ -6,7 +6,8 @@ the paper's five subsets. Any object with `name` and `write` of the same shape i
 
 Paper: section 3.1, step 5; tables 9 and 10 (subsets).
 Departs: templates instead of GPT-4o, and a lexicon instead of machine translation; a source's
-own English text is left out of the Chinese samples.
+own English text is left out of the Chinese samples; its questions with an answer of a few words
+end with "Answer briefly.", as ours do.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ from random import Random
 from gmai_lib.dataset import phrases
 from gmai_lib.dataset.describe import Page, describe, describe_region
 from gmai_lib.dataset.lexicon import LEXICON
-from gmai_lib.dataset.questions import answer, choices, question
+from gmai_lib.dataset.questions import answer, ask_briefly, choices, question
 from gmai_lib.dataset.turns import (
     Turn,
     conversation,
@@ -25,9 +26,13 @@ from gmai_lib.dataset.turns import (
 )
 from gmai_lib.schema import Fact, Record, Sample
 
-__all__ = ["LEXICON", "TemplateWriter", "answer", "choices", "cut", "make_sample", "question"]
+__all__ = [
+    "LEXICON", "TemplateWriter", "answer", "ask_briefly", "choices", "cut", "make_sample",
+    "question",
+]  # fmt: skip
 
 MOST_SOURCE_TURNS = 8  # question-answer pairs of a source in one conversation
+MOST_BRIEF = {"en": 3, "zh": 8}  # words, characters: a source's answer that is a bare value
 MOST_WORDS = 60  # of an answer or report taken from a source; cut at the end of a sentence
 REGION_SHARE = 0.3  # of the captions of records with boxes
 TEXT_MULTI_SHARE, TEXT_SINGLE_SHARE = 0.5, 0.25  # of the image records with labels
@@ -88,14 +93,19 @@ class TemplateWriter:
         return written
 
     def _source_pairs(self, record: Record) -> list[Turn]:
-        pairs = []
+        pairs, seen = [], set()
         for item in record.qa:
             asked, said = " ".join(item.question.split()), self._cut(item.answer, "answers cut")
             if not asked or not said:
                 self.counts["question-answer pairs without text"] += 1
-            elif (asked, said) in pairs:
+            elif (asked, said) in seen:
                 self.counts["repeated question-answer pairs"] += 1
             else:
+                seen.add((asked, said))
+                if (
+                    _is_brief(said, record.language) and "\n" not in item.question.strip()
+                ):  # no list of options
+                    asked = ask_briefly(asked, record.language)
                 pairs.append((asked, said))
         return pairs
 
@@ -143,6 +153,10 @@ def cut(text: str, most_words: int = MOST_WORDS) -> tuple[str, bool]:
     within = [end for end in ends if end <= most_words]
     end = within[-1] if within else min(ends, default=len(words))
     return " ".join(words[:end]), end < len(words)
+
+
+def _is_brief(said: str, language: str) -> bool:
+    return len(said if language == "zh" else said.split()) <= MOST_BRIEF[language]
 
 
 def _ends_sentence(word: str) -> bool:

@@ -17,6 +17,7 @@ evenly over their answers; Chinese items ask the same of a third of the same ima
 from collections import defaultdict
 from random import Random
 
+from gmai_lib.dataset import writers
 from gmai_lib.dataset.lexicon import is_structure
 from gmai_lib.evaluation.items import (
     KINDS,
@@ -80,8 +81,9 @@ def source_benchmarks(
 ) -> dict[str, list[Item]]:
     """Return one benchmark per source of `split`, by what its records hold.
 
-    Sources with question-answer pairs of their own are asked exactly those (no phrase is added),
-    as "yes/no" or "open", with subsets by answer type and question type. Of the others: the
+    Sources with question-answer pairs of their own are asked exactly those, as "yes/no" or
+    "open", with subsets by answer type and question type; every one ends with "Answer briefly.",
+    whatever its answer. Of the others: the
     finding in records for disease diagnosis, presence of every label (yes/no), counts, and
     location, side and box of what is not normal anatomy; modality and organ where they differ
     between images. Phantom sources come in only for their own question-answer pairs.
@@ -157,7 +159,7 @@ def _yes_no_pairs(drafts: list[Draft], rng: Random) -> list[tuple[Draft, Draft]]
 
 
 def _qa_items(record: Record) -> list[Item]:
-    """The source's own questions, unchanged but for white space."""
+    """The source's own questions, unchanged but for white space and the wish for a brief answer."""
     items = []
     for number, qa in enumerate(record.qa):
         asked, said = " ".join(qa.question.split()), " ".join(qa.answer.split())
@@ -172,7 +174,7 @@ def _qa_items(record: Record) -> list[Item]:
                 id=f"{record.source}#{record.id}#{number}#{qa.item}",
                 benchmark=record.source,
                 images=(record.image,),
-                question=asked,
+                question=writers.ask_briefly(asked, record.language),
                 answer=said,
                 answers=(said,),
                 kind="yes/no" if closed else "open",
