@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Bytecode is written at the first import: most of what is installed is never imported.
+# Bytecode is written at the first import, as most of what is installed is never imported; without
+# it every kernel and every rank would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 PROFILE ?= mini
 OUTPUTS ?= outputs

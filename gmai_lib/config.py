@@ -280,7 +280,7 @@ def single_gpu() -> Profile:
             tie_word_embeddings=True,
         ),
         stages=tuple(replace(s, global_batch_size=64, micro_batch_size=4) for s in base.stages),
-        data=replace(base.data, phantom_images_per_modality=900, phantom_size=224),
+        data=replace(base.data, phantom_images_per_modality=1000, phantom_size=224),
         ranks=1,
     )
 
@@ -305,7 +305,7 @@ def mini() -> Profile:
     deep = replace(deep, max_steps=120, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
     # With every token alike, captions outweigh short answers: findings then fall in this stage.
-    instruct = replace(instruct, max_steps=280, learning_rates=rates, loss_weighting="square_root")
+    instruct = replace(instruct, max_steps=300, learning_rates=rates, loss_weighting="square_root")
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -331,7 +331,7 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=950,
+            vision_steps=1000,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
             language_steps=640,
@@ -340,7 +340,7 @@ def mini() -> Profile:
         ),
         stages=(shallow, deep, instruct),
         data=DataConfig(
-            phantom_images_per_modality=900,
+            phantom_images_per_modality=1000,
             phantom_size=112,
             chinese_fraction=0.3,
             validation_fraction=0.05,
