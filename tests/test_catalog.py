@@ -27,13 +27,23 @@ def test_every_row_keeps_to_the_vocabularies(registry):
         assert row.department in DEPARTMENTS and row.task in (*TASKS, "unstated"), row
         assert row.access in ACCESS and row.obtained, row
         assert re.fullmatch(
-            r"unstated|MIT|CC0-1\.0|CC-BY(-NC)?(-[SN][AD])?-[34]\.0", row.license
+            r"unstated|MIT|Apache-2\.0|CC0-1\.0|CC-BY(-NC)?(-[SN][AD])?-[34]\.0", row.license
         ), row
         assert re.fullmatch(r"https?://\S+", row.homepage), row
         assert row.recipe in known | {""}, row
     assert not registry.name.str.lower().duplicated().any()
     assert (registry["size"].dropna() > 0).all()
     assert registry.year.dropna().between(1990, 2026).all()
+
+
+def test_every_recipe_of_a_public_dataset_is_in_the_registry(registry):
+    public = {r.name: r for r in recipes.RECIPES if r not in recipes.PHANTOMS}
+    named = registry[registry.recipe != ""].set_index("recipe")
+    assert set(named.index) == set(public)  # some lists have a dataset twice
+    for name, row in named.iterrows():
+        recipe = public[name]
+        assert "unstated" in (row.license, recipe.license) or row.license == recipe.license, name
+        assert recipe.modality == "unstated" or recipe.modality in row.modalities, name
 
 
 def test_the_registry_covers_the_paper(registry):
