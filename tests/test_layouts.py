@@ -1,9 +1,7 @@
 """Recipes of recipes_layouts.py, each on a small file tree in exactly the published layout."""
 
 import csv
-import json
 
-import nibabel
 import numpy as np
 import pytest
 
@@ -15,10 +13,35 @@ NIH_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
+SMALL = "CheXpert-v1.0-small"
+CHEXPERT_HEADER = (
+    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,"
+    "Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,"
+    "Pleural Effusion,Pleural Other,Fracture,Support Devices\n"
+)
 # Recipe -> (name of the folder, files, expected {path: (labels, split)}); a text is a file's
 # content, None an image. What the dict of expectations lacks must be a counted drop.
 NONE = (NO_FINDING,)
+UNSURE = "finding that the source is not sure of"
 TREES = {
+    "chexpert": (
+        "CheXpert-v1.0-small",
+        {
+            "train/patient00001/study1/view1_frontal.jpg": (("lung opacity",), "train"),
+            "train/patient00001/study1/view2_lateral.jpg": (NONE, "train"),
+            "valid/patient64541/study1/view1_frontal.jpg": (("support device",), "validation"),
+        },
+        {
+            "train.csv": CHEXPERT_HEADER
+            + f"{SMALL}/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,"
+            ",,0.0,1.0,,0.0,,,,,,,,\n"
+            + f"{SMALL}/train/patient00001/study1/view2_lateral.jpg,Female,68,Lateral,,"
+            "1.0,,,,,,,,,,,,,\n",
+            "valid.csv": CHEXPERT_HEADER
+            + f"{SMALL}/valid/patient64541/study1/view1_frontal.jpg,Male,0,Frontal,AP,"
+            "0.0,,,,,,,,,,-1.0,,0.0,1.0\n",
+        },
+    ),
     "oct2017": (
         "OCT2017",
         {
@@ -317,7 +340,6 @@ PAIRS = {
         },
     ),
 }
-SLICED = {recipe.name for recipe in recipes_layouts.DECATHLON}
 
 
 def plant(root, files, tables=None):
@@ -346,7 +368,7 @@ def test_a_tree_in_the_published_layout_is_found_and_read(tmp_path, name):
     assert {r.path: (r.labels, r.split) for r in records} == {
         path: said for path, said in files.items() if said
     }
-    lost = sum(row["count"] for row in ledger.rows() if row["outcome"] != "kept")
+    lost = sum(row["count"] for row in ledger.rows() if row["outcome"] not in ("kept", UNSURE))
     assert lost == sum(said is None for said in files.values())
     grouping = recipe.options.get("columns", {}).get("patient") or "patient" in recipe.options.get(
         "path", ""
@@ -399,11 +421,11 @@ def test_an_empty_mask_of_a_normal_breast_is_no_finding(tmp_path):
 
 def test_every_layout_recipe_has_a_tree():
     names = {recipe.name for recipe in recipes.LAYOUTS}
-    # test_question_files, test_videos, test_segmentations, test_slides
+    # below and in test_question_files, test_videos, test_slides
     elsewhere = recipes_layouts.DETECTION + recipes_layouts.VIDEOS
-    elsewhere += recipes_layouts.ARCHIVE + recipes_layouts.SLIDES
+    elsewhere += recipes_layouts.SLIDES
     names -= {recipe.name for recipe in elsewhere}
-    assert names == set(TREES) | set(PAIRS) | SLICED
+    assert names == set(TREES) | set(PAIRS)
     public = len(recipes.PUBLIC) - 1 + len(recipes.MEDMNIST) + len(recipes.LAYOUTS)
     assert public >= 40  # pydicom's samples are no dataset
     assert len({r.modality for r in (*recipes.PUBLIC, *recipes.LAYOUTS, *recipes.MEDMNIST)}) >= 9
@@ -423,37 +445,48 @@ def test_findings_the_table_does_not_name_are_absent(tmp_path):
     assert first.absent == () and none.absent == ("cardiomegaly", "emphysema")
 
 
-@pytest.mark.parametrize("recipe", recipes_layouts.DECATHLON, ids=lambda recipe: recipe.name)
-def test_a_decathlon_task_is_read_slice_by_slice(tmp_path, recipe):
-    task = recipe.marks[0].split("/")[0]
-    published = {
-        "Task02_Heart": ["left atrium"],
-        "Task03_Liver": ["liver", "cancer"],
-        "Task04_Hippocampus": ["Anterior", "Posterior"],
-        "Task06_Lung": ["cancer"],
-        "Task07_Pancreas": ["pancreas", "cancer"],
-        "Task08_HepaticVessel": ["Vessel", "Tumour"],
-        "Task09_Spleen": ["spleen"],
-        "Task10_Colon": ["colon cancer primaries"],
-    }[task]
-    root = tmp_path / task
-    volume, mask = np.zeros((24, 24, 6), np.int16), np.zeros((24, 24, 6), np.uint8)
-    volume[4:20, 4:20] = 60
-    for number in range(len(published)):
-        mask[6 + 8 * number : 11 + 8 * number, 6:11, 2:4] = number + 1
-    for folder, array in (("imagesTr", volume), ("labelsTr", mask)):
-        (root / folder).mkdir(parents=True)
-        image = nibabel.Nifti1Image(array, np.diag([1, 1, 3, 1]))
-        nibabel.save(image, root / folder / "case_001.nii.gz")
-        (root / folder / "._case_001.nii.gz").write_bytes(b"AppleDouble")
-    labels = {"0": "background"} | {str(i + 1): name for i, name in enumerate(published)}
-    index = {"name": task, "licence": "CC-BY-SA 4.0", "modality": {"0": "CT"}, "labels": labels}
-    (root / "dataset.json").write_text(json.dumps(index))
-    found, records, _ = read(root)
-    assert found is recipe and records
-    wanted = {recipe.options["names"].get(name, name) for name in published}
-    assert {box.label for r in records for box in r.boxes} == wanted
-    assert {r.volume for r in records} and all(r.license == "CC-BY-SA-4.0" for r in records)
+def test_what_chexpert_is_not_sure_of_is_neither_there_nor_absent(tmp_path):
+    folder, files, tables = TREES["chexpert"]
+    plant(tmp_path / folder, files, tables)
+    _, (first, second, third), ledger = read(tmp_path / folder)
+    assert first.absent == ("cardiomegaly", "edema") and second.absent == ()
+    assert third.absent == ("fracture",)
+    assert UNSURE in {row["outcome"] for row in ledger.rows()}
+    assert first.patient == second.patient != third.patient
+
+
+def test_boxes_of_a_dicom_radiograph_stand_in_its_table(tmp_path):
+    """RSNA: a class per row, repeated for every box; rows without corners where nothing is."""
+    from pydicom.data import get_testdata_file
+
+    root = tmp_path / "rsna"
+    (root / "stage_2_train_images").mkdir(parents=True)
+    plain = get_testdata_file("CT_small.dcm", read=True)
+    for name in "abc":
+        plain.Modality, plain.PatientID = "CR", name
+        plain.save_as(root / f"stage_2_train_images/{name}.dcm")
+    (root / "stage_2_train_images/d.dcm").write_bytes(b"no DICOM file")
+    (root / "stage_2_detailed_class_info.csv").write_text(
+        "patientId,class\na,Lung Opacity\na,Lung Opacity\nb,Normal\n"
+        "c,No Lung Opacity / Not Normal\nd,Normal\n"
+    )
+    (root / "stage_2_train_labels.csv").write_text(
+        "patientId,x,y,width,height,Target\na,32,64,32,32,1\na,64,64,32,32,1\nb,,,,,0\nc,,,,,0\n"
+        "e,1,1,2,2,1\n"
+    )
+    recipe, (a, b, c), ledger = read(root)
+    assert recipe.name == "rsna_pneumonia"
+    assert (a.labels, b.labels, c.labels) == (
+        ("lung opacity",),
+        NONE,
+        ("abnormality without lung opacity",),
+    )
+    corners = [(box.x1 * 128, box.y1 * 128, box.x2 * 128, box.y2 * 128) for box in a.boxes]
+    assert corners == [(32, 64, 64, 96), (64, 64, 96, 96)] and not b.boxes + c.boxes
+    assert (a.width, a.height) == (128, 128) and a.image.startswith(b"\x89PNG")
+    lost = {row["outcome"]: row["count"] for row in ledger.rows() if row["level"] == "annotation"}
+    assert lost["box of an unknown image"] == 1
+    assert "not a readable DICOM file" in {row["outcome"] for row in ledger.rows()}
 
 
 def test_tables_are_what_a_csv_reader_sees():

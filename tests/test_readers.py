@@ -66,7 +66,9 @@ def test_find_sees_a_dataset_itself_and_datasets_inside(tmp_path):
 def test_recipes_are_complete_and_unambiguous():
     names = [recipe.name for recipe in recipes.RECIPES]
     assert (
-        len(set(names)) == len(names) == 14 + 8 + 1 + 16 + len(recipes.LAYOUTS + recipes.QUESTIONS)
+        len(set(names))
+        == len(names)
+        == 14 + 8 + 1 + 16 + len(recipes.LAYOUTS + recipes.VOLUMES + recipes.QUESTIONS)
     )
     assert set(REAL) <= set(names)
     for recipe in recipes.RECIPES:

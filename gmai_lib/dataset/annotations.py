@@ -9,9 +9,13 @@ Options that several formats share:
     table, key  CSV with more about each image (patient, organ, finding, severity), and the
                 column that names the image: its path, file name or stem
     columns     where headers differ: our field -> header (lower case, blanks stripped)
+    delimiter   of the columns, where it is no comma
     split_names how a layout calls its splits -> train, validation, test (the usual words are known)
     names       source label -> readable label; `readable`: True turns FOREIGN_BODY into words
-    boxes       CSV of boxes: filename, label, xmin, ymin, xmax, ymax in pixels
+    boxes       CSV of boxes: filename (or its stem), label, xmin, ymin, xmax, ymax in pixels; a row
+                without corners says that there is none
+    box_columns where its headers differ: our field -> header; width and height instead of xmax
+                and ymax are known; `box_label`: the label, where no column says it
 """
 
 import csv
@@ -41,6 +45,7 @@ from gmai_lib.outputs import read_json
 from gmai_lib.schema import NO_FINDING, Ledger
 
 XML_ERRORS = (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError)
+_SIZE = ("width", "height")
 SPLIT_WORDS = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
 
 
@@ -81,6 +86,10 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     "**/{filename}" looks the base name up anywhere among `images`. Option `mask`: path of one
     binary mask of the finding. The finding column may list several, separated by option
     `separator` (a comma). Option `grades`: finding -> severity, where the finding is a grade.
+    Option `findings`: header -> finding, where each has a column of its own: 1 is there, 0 is not,
+    any other number (CheXpert's -1) is a counted drop, a blank says nothing. Option `table` may be
+    path -> split. Option `path`: regular expression of what `file` gives, with the groups file
+    (which part of it is the path), patient and split.
     """
     template, mask = recipe.options["file"], recipe.options.get("mask")
     paths_of = defaultdict(list)
@@ -89,13 +98,26 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     needed = set(re.findall(r"{([^{}]+)}", template + (mask or "")))
     separator = recipe.options.get("separator", ",")
     entries = []
-    for row in _rows(recipe, root / recipe.options["table"], needed, ledger):
-        entry = Entry(path=template.format_map(row))
+    tables = recipe.options["table"]
+    tables = tables if isinstance(tables, dict) else {tables: ""}
+    rows = (
+        (row, split)
+        for path, split in tables.items()
+        for row in _rows(recipe, root / path, needed, ledger)
+    )
+    for row, split in rows:
+        entry = Entry(path=template.format_map(row), split=split)
         _say(recipe, entry, row)
+        if said := re.fullmatch(recipe.options.get("path", "(?!)"), entry.path):
+            groups = said.groupdict()
+            entry.path = groups.get("file") or entry.path
+            entry.patient = groups.get("patient") or entry.patient
+            entry.split = split_name(recipe, groups.get("split") or entry.split)
         finding = _cell(recipe, row, "finding")
         entry.labels = [
             label_name(recipe, part) for part in finding.split(separator) if part.strip()
         ]
+        _say_findings(recipe, entry, row, ledger)
         entry.severity = recipe.options.get("grades", {}).get(finding, entry.severity)
         if template.startswith("**/"):
             candidates = paths_of[PurePosixPath(entry.path).name]
@@ -110,6 +132,20 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         entries.append(entry)
     _add_boxes(recipe, root, entries, ledger)
     return entries
+
+
+def _say_findings(recipe: Recipe, entry: Entry, row: dict[str, str], ledger: Ledger):
+    """What the columns of option `findings` say is there, and what is not."""
+    for header, label in recipe.options.get("findings", {}).items():
+        cell = row.get(header, "")
+        value = float(cell) if re.fullmatch(r"-?\d+(\.\d*)?", cell) else None
+        if value == 1:
+            entry.labels.append(label)
+        elif value == 0 and label != NO_FINDING:
+            entry.absent.append(label)
+        elif cell and value != 0:
+            where = f"{entry.path} {header} {cell}"
+            drop_annotation(recipe, "finding that the source is not sure of", where, ledger)
 
 
 def voc(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
@@ -344,19 +380,21 @@ def read_table(recipe: Recipe, root: Path, ledger: Ledger) -> dict[str, dict[str
     return rows
 
 
-def _rows(recipe: Recipe, path: Path, needed: set[str], ledger: Ledger) -> Iterator[dict[str, str]]:
+def _rows(
+    recipe: Recipe, path: Path, needed: set[str], ledger: Ledger, present: set[str] = frozenset()
+) -> Iterator[dict[str, str]]:
     """Yield CSV rows with lower-case, stripped headers; a row that lacks a cell is a drop.
+
+    A column of `needed` has to be there and filled in, one of `present` has to be there.
 
     The image of such a row is counted where it is found that no annotation names it.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, strict=True, delimiter=recipe.options.get("delimiter", ","))
             header = [name.strip().lower() for name in next(reader, [])]
-            if not needed <= set(header):
-                raise ValueError(
-                    f"{path} has no column {sorted(needed - set(header))}; it has {header}"
-                )
+            if missing := sorted({*needed, *present} - set(header)):
+                raise ValueError(f"{path} has no column {missing}; it has {header}")
             for cells in reader:
                 row = dict(zip(header, (c.strip() for c in cells), strict=False))
                 if cells and len(cells) == len(header) and all(row[name] for name in needed):
@@ -414,16 +452,28 @@ def _add_boxes(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger)
         return
     by_name = {entry.path: [entry] for entry in entries}
     for entry in entries:
-        by_name.setdefault(PurePosixPath(entry.path).name, []).append(entry)
-    needed = {"filename", "label", "xmin", "ymin", "xmax", "ymax"}
-    for row in _rows(recipe, root / recipe.options["boxes"], needed, ledger):
-        owners = by_name.get(row["filename"], [])
-        if len(owners) == 1:
-            corners = [row[c] for c in ("xmin", "ymin", "xmax", "ymax")]
-            owners[0].boxes.append((label_name(recipe, row["label"]), *corners))
+        pure = PurePosixPath(entry.path)
+        for name in {pure.name, pure.stem} - {entry.path}:
+            by_name.setdefault(name, []).append(entry)
+    header = {name: name for name in ("filename", "label", "xmin", "ymin", "xmax", "ymax")}
+    header |= recipe.options.get("box_columns", {})
+    sized = "width" in header
+    corners = [header[name] for name in ("xmin", "ymin", *(_SIZE if sized else ("xmax", "ymax")))]
+    label = recipe.options.get("box_label", "")
+    needed = {header["filename"]} | (set() if label else {header["label"]})
+    for row in _rows(recipe, root / recipe.options["boxes"], needed, ledger, {*corners}):
+        cells = [row[name] for name in corners]
+        if not any(cells):
+            continue  # the row says that the image has no box
+        owners = by_name.get(row[header["filename"]], [])
+        owners = list({id(owner): owner for owner in owners}.values())
+        if len({owner.path for owner in owners}) == 1:
+            cells = _corners(cells) if sized else cells
+            name = label or label_name(recipe, row[header["label"]])
+            owners[0].boxes.append((name, *cells))
         else:
             reason = "box of an ambiguous file name" if owners else "box of an unknown image"
-            drop_annotation(recipe, reason, row["filename"], ledger)
+            drop_annotation(recipe, reason, row[header["filename"]], ledger)
 
 
 def _bbox_of(segmentation, size: tuple[int, int]) -> list[float] | None:

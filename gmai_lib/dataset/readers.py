@@ -50,6 +50,7 @@ from gmai_lib.dataset.records import (
 )
 from gmai_lib.schema import IMAGE_MODALITIES, NO_FINDING, Box, Ledger, Record
 
+_DICOM = (".dcm", ".dicom")  # images of a table or an index, one per file
 # How sources write the modality of a single image; lower case.
 _MODALITIES = {
     "x-ray": "X-ray",
@@ -180,6 +181,7 @@ READERS: dict[str, Callable[..., Iterator[Record]]] = {
     "dicom_tree": volumes.dicom_tree,
     "nnunet": volumes.nnunet,
     "volumes": volumes.volumes,
+    "volume_pairs": volumes.volume_pairs,
 }
 
 IN_ONE_PROCESS = {
@@ -196,7 +198,7 @@ def _merged(entries: list[Entry]) -> list[Entry]:
             entry.path = posixpath.normpath(entry.path.replace("\\", "/"))
         first = by_path.setdefault(entry.path, entry)
         if first is not entry:
-            for name in ("labels", "boxes", "masks", "qa"):
+            for name in ("labels", "absent", "boxes", "masks", "qa"):
                 getattr(first, name).extend(getattr(entry, name))
             if entry.split and entry.split != first.split:
                 first.split = ""  # an image in two splits has none of its own
@@ -243,10 +245,17 @@ def _image_record(
             return drop_entry(recipe, entry, "image missing", ledger)
     if modality not in (*IMAGE_MODALITIES, recipe.modality):
         return drop_entry(recipe, entry, "modality is not stated or unknown", ledger)
+    reason = "image cannot be decoded"
     try:
+        if entry.path.lower().endswith(_DICOM):
+            try:
+                data = volumes.dicom_image(Path(root, entry.path))
+            except ValueError as error:
+                reason = str(error)
+                raise
         data, (height, width) = images.standard(data)
     except ValueError:
-        return drop_entry(recipe, entry, "image cannot be decoded", ledger)
+        return drop_entry(recipe, entry, reason, ledger)
     boxes, unusable = _boxes(recipe, root, entry, (height, width), ledger)
     labels = dict.fromkeys([*entry.labels, *(box.label for box in boxes)])
     if not _stated(entry) and "no_annotation" in recipe.options:
@@ -264,7 +273,7 @@ def _image_record(
         width=width,
         height=height,
         labels=tuple(labels),
-        absent=others(vocabulary, _stated(entry)),
+        absent=tuple(dict.fromkeys([*entry.absent, *others(vocabulary, _stated(entry))])),
         boxes=tuple(boxes),
         # A count is only known if no box of the image had to be dropped.
         complete=bool(recipe.options.get("complete") and not unusable),

@@ -18,9 +18,10 @@ from gmai_lib.dataset.recipes_layouts import LAYOUTS
 from gmai_lib.dataset.recipes_phantom import PHANTOMS
 from gmai_lib.dataset.recipes_public import MEDMNIST, PUBLIC
 from gmai_lib.dataset.recipes_questions import QUESTIONS
+from gmai_lib.dataset.recipes_volumes import VOLUMES
 from gmai_lib.schema import Recipe
 
-RECIPES = PHANTOMS + PUBLIC + MEDMNIST + LAYOUTS + QUESTIONS
+RECIPES = PHANTOMS + PUBLIC + MEDMNIST + LAYOUTS + VOLUMES + QUESTIONS
 
 
 def find(folder: Path) -> list[tuple[Recipe, Path]]:

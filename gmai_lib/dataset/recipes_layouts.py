@@ -4,10 +4,6 @@ Licences and access are those that the owners state; "unstated" where they state
 competition's rules. A grouping that the layout offers (patient, lesion, both eyes of a person)
 is used; where it offers none, near-copies may cross a split by image; notebook 02 reports them.
 
-Folders of The Cancer Imaging Archive are those that the NBIA Data Retriever writes with descriptive
-names: <collection>/<patient>/<date-study>/<number-series>/1-001.dcm
-(https://wiki.cancerimagingarchive.net/display/NBIA/Downloading+TCIA+Images).
-
 Sources of the layouts: the owners' pages, and where these are silent, what several independent
 public loaders agree on (torchxrayvision, torch-em, TensorFlow Datasets, eva, PyHealth).
 """
@@ -17,7 +13,6 @@ from dataclasses import fields
 from gmai_lib.schema import NO_FINDING, Recipe
 
 _KERMANY = "Kermany et al., Cell 2018, 10.1016/j.cell.2018.02.010"
-_MSD = "Antonelli et al., The Medical Segmentation Decathlon, 10.1038/s41467-022-30695-9"
 # Grades of diabetic retinopathy as the scale's numbers.
 _RETINOPATHY = {"0": NO_FINDING} | dict.fromkeys("1234", "diabetic retinopathy")
 _GRADES = {"1": "mild", "2": "moderate", "3": "severe", "4": "proliferative"}
@@ -59,31 +54,6 @@ def _pairs(name, mark, path, pairs, modality, department, organ, **more) -> Reci
     """A dataset of images and mask files; `pairs` says which file holds the mask of which label."""
     more |= {"path": path, "pairs": pairs}
     return declare("mask_pairs", name, (f"*/{mark}",), modality, department, organ, **more)
-
-
-def _decathlon(task, modality, department, organ, names, window, purpose="disease diagnosis"):
-    return declare(
-        "nnunet",
-        f"msd_{task.lower()}",
-        (f"{task}/imagesTr/*", f"{task}/dataset.json"),
-        modality,
-        department,
-        organ,
-        task=purpose,
-        license="CC-BY-SA-4.0",
-        citation=_MSD,
-        homepage="http://medicaldecathlon.com/",
-        instances="components",
-        names=names,
-        window=window,
-    )
-
-
-def _archive(name, folder, patients, department, organ, names, window, **more) -> Recipe:
-    """A CT collection of The Cancer Imaging Archive with DICOM SEG or RTSTRUCT files."""
-    more |= {"files": "*/*/*/*.dcm", "names": names, "window": window, "instances": "label"}
-    marks = (f"{folder}/{patients}/*/*/*.dcm",)
-    return declare("dicom_tree", name, marks, "CT", department, organ, **more)
 
 
 PATHOLOGY = "laboratory medicine and pathology"
@@ -508,6 +478,37 @@ TABLES = (
         citation="Gomez-Flores et al., Medical Physics 2024, 10.1002/mp.16812",
         homepage="https://zenodo.org/record/8231412",
     ),
+    declare(
+        "table",
+        "chexpert",
+        ("*/train/patient*/study*/view*.jpg", "*/train.csv", "*/valid.csv"),
+        "X-ray",
+        "pulmonary medicine",
+        "lung",
+        access="registration",
+        citation="Irvin et al., CheXpert, arXiv 1901.07031",
+        homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
+        table={"train.csv": "train", "valid.csv": "validation"},
+        file="{path}",
+        path=r"[^/]+/(?P<file>(?:train|valid)/(?P<patient>patient\d+)/.+)",
+        images="*/patient*/study*/*.jpg",
+        findings={
+            "no finding": NO_FINDING,
+            "enlarged cardiomediastinum": "enlarged cardiomediastinum",
+            "cardiomegaly": "cardiomegaly",
+            "lung opacity": "lung opacity",
+            "lung lesion": "lung lesion",
+            "edema": "edema",
+            "consolidation": "consolidation",
+            "pneumonia": "pneumonia",
+            "atelectasis": "atelectasis",
+            "pneumothorax": "pneumothorax",
+            "pleural effusion": "pleural effusion",
+            "pleural other": "other pleural abnormality",
+            "fracture": "fracture",
+            "support devices": "support device",
+        },
+    ),
 )
 
 
@@ -661,114 +662,31 @@ MASKS = (
 
 
 # The three-dimensional tasks; tasks 1 and 5 have several channels in one file.
-DECATHLON = (
-    _decathlon(
-        "Task02_Heart", "MR", "cardiovascular surgery", "heart", {}, None, "organ recognition"
-    ),
-    _decathlon(
-        "Task03_Liver", "CT", "general surgery", "liver", {"cancer": "liver tumor"}, "liver"
-    ),
-    _decathlon(
-        "Task04_Hippocampus",
-        "MR",
-        "neurosurgery",
-        "brain",
-        {"Anterior": "anterior hippocampus", "Posterior": "posterior hippocampus"},
-        None,
-        "organ recognition",
-    ),
-    _decathlon("Task06_Lung", "CT", "pulmonary medicine", "lung", {"cancer": "lung tumor"}, "lung"),
-    _decathlon(
-        "Task07_Pancreas",
-        "CT",
-        "gastroenterology and hepatology",
-        "pancreas",
-        {"cancer": "pancreatic tumor"},
-        "soft tissue",
-    ),
-    _decathlon(
-        "Task08_HepaticVessel",
-        "CT",
-        "general surgery",
-        "liver",
-        {"Vessel": "hepatic vessel", "Tumour": "liver tumor"},
-        "liver",
-    ),
-    _decathlon(
-        "Task09_Spleen", "CT", "general surgery", "abdomen", {}, "soft tissue", "organ recognition"
-    ),
-    _decathlon(
-        "Task10_Colon",
-        "CT",
-        "gastroenterology and hepatology",
-        "colon",
-        {"colon cancer primaries": "colon tumor"},
-        "soft tissue",
-    ),
-)
-
-# Contours of organs may end with the treated region: what is not drawn is not called absent.
-ARCHIVE = (
-    _archive(
-        "nsclc_radiomics",
-        "NSCLC-Radiomics",
-        "LUNG1-*",
-        "oncology",
-        "lung",
-        {
-            "GTV-1": "lung tumor",
-            "Lung-Left": "lung_left",
-            "Lung-Right": "lung_right",
-            "Lungs-Total": "",  # both at once
-            "Heart": "heart",
-            "Esophagus": "esophagus",
-            "Spinal-Cord": "spinal cord",
-        },
-        "mediastinum",
-        license="CC-BY-NC-3.0",
-        citation="Aerts et al., Nature Communications 2014, 10.1038/ncomms5006",
-        homepage="https://www.cancerimagingarchive.net/collection/nsclc-radiomics/",
-    ),
-    _archive(
-        "lctsc",
-        "LCTSC",
-        "LCTSC-*",
-        "oncology",
-        "chest",
-        {
-            "Esophagus": "esophagus",
-            "Heart": "heart",
-            "Lung_L": "lung_left",
-            "Lung_R": "lung_right",
-            "SpinalCord": "spinal cord",
-        },
-        "mediastinum",
-        split=r"LCTSC-(Train|Test)-",
-        task="organ recognition",
-        license="CC-BY-3.0",
-        citation="Yang et al., Lung CT Segmentation Challenge 2017, 10.7937/K9/TCIA.2017.3R3FVZ08",
-        homepage="https://www.cancerimagingarchive.net/collection/lctsc/",
-    ),
-    _archive(
-        "hcc_tace_seg",
-        "HCC-TACE-Seg",
-        "HCC_*",
-        "oncology",
-        "liver",
-        {
-            "Liver": "liver",
-            "Mass": "liver tumor",
-            "Portal vein": "portal vein",
-            "Abdominal aorta": "aorta",
-        },
-        "liver",
-        license="unstated",
-        citation="Moawad et al., Scientific Data 2023, 10.1038/s41597-023-01928-3",
-        homepage="https://www.cancerimagingarchive.net/collection/hcc-tace-seg/",
-    ),
-)
-
 DETECTION = (
+    declare(
+        "table",
+        "rsna_pneumonia",
+        ("*/stage_2_train_images/*.dcm", "*/stage_2_detailed_class_info.csv"),
+        "X-ray",
+        "pulmonary medicine",
+        "lung",
+        access="registration",
+        citation="Shih et al., Radiology AI 2019, 10.1148/ryai.2019180041",
+        homepage="https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
+        table="stage_2_detailed_class_info.csv",
+        file="stage_2_train_images/{patientid}.dcm",
+        images="stage_2_train_images/*.dcm",
+        columns={"finding": "class", "patient": "patientid"},
+        names={
+            "Normal": NO_FINDING, "Lung Opacity": "lung opacity",
+            "No Lung Opacity / Not Normal": "abnormality without lung opacity",
+        },
+        boxes="stage_2_train_labels.csv",
+        box_columns={
+            "filename": "patientid", "xmin": "x", "ymin": "y", "width": "width", "height": "height",
+        },
+        box_label="lung opacity",
+    ),
     declare(
         "yolo",
         "grazpedwri_dx",
@@ -838,4 +756,4 @@ VIDEOS = (
     ),
 )  # fmt: skip
 
-LAYOUTS = CLASSES + TABLES + MASKS + DECATHLON + ARCHIVE + DETECTION + SLIDES + VIDEOS
+LAYOUTS = CLASSES + TABLES + MASKS + DETECTION + SLIDES + VIDEOS

@@ -44,6 +44,7 @@ class Entry:
 
     path: str  # POSIX path inside the dataset folder, as the annotation gives it
     labels: list[str] = field(default_factory=list)  # of the whole image
+    absent: list[str] = field(default_factory=list)  # said not to be there
     boxes: list[tuple] = field(default_factory=list)  # label, x1, y1, x2, y2 in pixels
     masks: list[tuple[str, str]] = field(default_factory=list)  # label, path
     qa: list[QuestionAnswer] = field(default_factory=list)

@@ -150,6 +150,62 @@ def _nnunet_case(
         ledger.drop(recipe.name, STEP, "volume without its mask", image, len(volume.planes))
 
 
+def volume_pairs(
+    recipe: Recipe, root: Path, ledger: Ledger, processes: int = 1
+) -> Iterator[Record]:
+    """Volumes beside their masks; option `path`: regular expression of an image's path.
+
+    Option `pairs`: glob of mask files with the expression's {groups} filled in -> what they show:
+    value -> name, or one name for all values ("{stem}": the file's own). Groups split and patient:
+    as in class folders; the table is found by the patient. What the mask files of a volume could
+    show and do not is absent.
+    """
+    jobs, masks = [], set()
+    if "masks" in recipe.options:
+        masks.update(annotations.files(root, recipe.options["masks"]))
+    for path in annotations.files(root, recipe.options["images"]):
+        if match := re.fullmatch(recipe.options["path"], path):
+            jobs.append((path, match.groupdict()))
+        elif path not in masks:
+            ledger.drop(recipe.name, STEP, "path does not fit the pairs", path)
+    known = {said.get("patient") or path for path, said in jobs}
+    rows, findings = _table(recipe, root, known, ledger)
+    jobs = [(path, said, rows.get(said.get("patient") or path, {})) for path, said in jobs]
+    work = partial(_paired_volume, recipe, root, findings)
+    yield from counted(work, jobs, ledger, processes=processes)
+
+
+def _paired_volume(
+    recipe: Recipe,
+    root: Path,
+    findings: dict[str, set[str]],
+    ledger: Ledger,
+    job: tuple[str, dict[str, str | None], dict[str, str]],
+) -> Iterator[Record]:
+    path, said, row = job
+    volume = file_volume(recipe, root, path, recipe.modality, ledger)
+    if volume is None:
+        return
+    _say(volume, row, findings)
+    volume.patient = said.get("patient") or volume.patient
+    volume.split = annotations.split_name(recipe, said.get("split") or row.get("split", ""))
+    volume.window = _named_window(recipe, recipe.options.get("window"))
+    used = False
+    for template, shown in recipe.options["pairs"].items():
+        filled = {key: escape(value or "") for key, value in said.items()}
+        for mask in annotations.files(root, template.format_map(filled)):
+            stem = PurePosixPath(mask).name.partition(".")[0]
+            names = shown
+            if isinstance(names, str):
+                names = {1: label_name(recipe, names.format(stem=stem))}
+            used = add_mask(recipe, root, volume, mask, names, ledger) or used
+    if used:
+        volume.vocabulary |= {name for mask in volume.masks for name in mask.searched}
+        yield from _slices(recipe, volume, ledger)
+    else:
+        ledger.drop(recipe.name, STEP, "volume without its mask", path, len(volume.planes))
+
+
 def dicom_series(
     recipe: Recipe, root: Path, ledger: Ledger, processes: int = 1
 ) -> Iterator[Record]:
@@ -282,6 +338,20 @@ def dicom_files(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
                 patient=text_of(header, "PatientID"),
                 volume=shown if frames > 1 else "",
             )
+
+
+def dicom_image(path: Path) -> bytes:
+    """Return the PNG of a DICOM file that holds one image, as `dicom_files` displays it.
+
+    Raises ValueError with the reason why it cannot be a record.
+    """
+    header = dicom_header(path)
+    if reason := not_an_image(header):
+        raise ValueError(reason)
+    pixels = dicom_pixels(path, 0)
+    if pixels.ndim == 2:
+        pixels = _grey([pixels], [voi_window(header)], [is_inverted(header)])[0]
+    return images.to_png(pixels)
 
 
 # ---- from planes to records ----------------------------------------------------------------
