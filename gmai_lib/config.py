@@ -296,19 +296,16 @@ def mini() -> Profile:
         warmup_ratio=0.05,
         weight_decay=0.01,
         precision="fastest",
-        # With every token alike, captions outweigh short answers: in stage III findings then fall.
-        loss_weighting="square_root",
         zero_stage=2,
     )
     # From-scratch parts need far higher rates than the paper's pretrained ones.
     # The tower has the lowest: above it, a few hundred steps undo what contrast has taught it.
-    # A step of stage I costs half of one of stage III: it need not go back through tower and
-    # language model's weights.
-    shallow = replace(shallow, max_steps=300, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
+    shallow = replace(shallow, max_steps=120, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
     rates = {"vision_tower": 1e-4, "multi_modal_projector": 1e-3}
     deep = replace(deep, max_steps=120, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=200, learning_rates=rates)
+    # With every token alike, captions outweigh short answers: findings then fall in this stage.
+    instruct = replace(instruct, max_steps=300, learning_rates=rates, loss_weighting="square_root")
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -334,7 +331,7 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=900,
+            vision_steps=1000,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
             language_steps=640,
