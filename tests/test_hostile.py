@@ -5,9 +5,13 @@ import shutil
 import time
 
 import pytest
+import test_layouts as layouts
 import test_question_files as questions
+import test_released as released
 import test_segmentations as segmentations
+import test_slides as slides
 import test_videos as films
+import test_volume_recipes as volumes
 import tiny_datasets as tiny
 
 from gmai_lib.dataset import readers, recipes
@@ -51,12 +55,60 @@ def archive_sets(root):
     segmentations.nsclc(root)
 
 
+def released_sets(root):
+    """PMC-VQA, PMC-OA, PubMedVision and the paper's own release in small."""
+    released.pmc_vqa(root / "PMC-VQA")
+    row = {"image": "PMC1_fig_1.jpg", "caption": "An axial CT slice."}
+    released.lines(root / "pmc_oa" / "pmc_oa.jsonl", [row] * 3)
+    turns = released.said("<image>\nWhich plane?", "axial")
+    talk = {"image": ["images/a.jpg"], "conversations": turns, "id": "1"}
+    tiny.text(root / "PubMedVision" / "PubMedVision_Alignment_VQA.json", [talk] * 3)
+    annotations = root / "GMAI-VL-5.5M" / "annotations"
+    talk = {"image": "images/2d/s/CT/a.jpg", "conversations": turns}
+    released.lines(annotations / "GMAI-MM-Caption-1.7M.jsonl", [talk] * 3)
+    released.lines(annotations / "GMAI_Text_single.jsonl", [{"conversations": turns}] * 3)
+    for name in ("pmc_oa/PMC1_fig_1.jpg", "PubMedVision/images/a.jpg"):
+        released.image(root, name)
+    released.image(root, "GMAI-VL-5.5M/images/2d/s/CT/a.jpg")
+
+
+def slide_sets(root):
+    """Camelyon16 in small: two slides and their outlines."""
+    slides.camelyon(root)
+
+
+def volume_sets(root):
+    """Volumes beside their masks: NIfTI, with a table of splits, and MetaImage."""
+    for name in ("acdc", "promise12", "kits23"):
+        volumes.plant(root, name)
+    case = root / "Totalsegmentator_dataset_v2"
+    volumes.save(case / "s0000" / "ct.nii.gz", volumes.VOLUME)
+    volumes.save(case / "s0000" / "segmentations" / "spleen.nii.gz", volumes.block([1]))
+    tiny.text(case / "meta.csv", "image_id;age;split\ns0000;72;train\n")
+
+
+def table_sets(root):
+    """CheXpert and the NIH's table of a finding in every column or cell."""
+    for name in ("chexpert", "nih_chestxray14"):
+        folder, files, tables = layouts.TREES[name]
+        layouts.plant(root / folder, files, tables)
+
+
 MAKERS = {
+    "released": released_sets,
+    "slides": slide_sets,
+    "volumes": volume_sets,
+    "tables": table_sets,
     "old": old_sets,
     "questions": question_sets,
     "films": film_sets,
     "archive": archive_sets,
 }
+
+
+# Files broken, more than 1,700 in all.
+LEAST = {"old": 700, "questions": 300, "films": 90, "archive": 200}
+LEAST |= {"released": 250, "slides": 60, "volumes": 200, "tables": 100}
 
 
 def mutate(path, rng, others):
@@ -125,5 +177,5 @@ def test_mutated_files_are_counted_or_named_and_nothing_else_happens(tmp_path, m
                 assert folder.name in str(error), f"{error!r} names no path"
             assert time.monotonic() - start < SECONDS * len(chosen)
             assert listing(tmp_path) == before, "a reader wrote or changed a file"
-    assert broken >= {"old": 700, "questions": 300, "films": 90, "archive": 200}[made], broken
+    assert broken >= LEAST[made], broken
     assert len(ways) >= 8 and refused < broken
