@@ -179,7 +179,9 @@ def test_ctrl_c_ends_the_kernel_and_what_it_started(workbook):
     )
     write_notebook(chain.NOTEBOOKS, "00_first", cell)
     code = (
-        "import sys, pathlib\nfrom gmai_lib import chain\n"
+        "import sys, pathlib, signal\nfrom gmai_lib import chain\n"
+        # A shell without job control starts what it puts behind & with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"chain.NOTEBOOKS = pathlib.Path({str(chain.NOTEBOOKS)!r})\n"
         f"sys.exit(chain.main(['--outputs', {str(workbook / 'outputs')!r}]))"
     )
