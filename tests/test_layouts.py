@@ -25,7 +25,7 @@ NONE = (NO_FINDING,)
 UNSURE = "finding that the source is not sure of"
 TREES = {
     "chexpert": (
-        "CheXpert-v1.0-small",
+        SMALL,
         {
             "train/patient00001/study1/view1_frontal.jpg": (("lung opacity",), "train"),
             "train/patient00001/study1/view2_lateral.jpg": (NONE, "train"),

@@ -6,6 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from test_layouts import read
 
 from gmai_lib.dataset import readers, recipes, recipes_volumes
 from gmai_lib.dataset.lexicon import readable
@@ -147,14 +148,6 @@ def block(values) -> np.ndarray:
     for number, value in enumerate(values):
         mask[2 + 5 * number : 6 + 5 * number, 6:11, 2:4] = value
     return mask
-
-
-def read(root):
-    ((recipe, found),) = recipes.find(root.parent)
-    ledger = Ledger()
-    records = list(readers.read(recipe, found, ledger))
-    ledger.check()
-    return recipe, records, ledger
 
 
 def plant(tmp_path, name):

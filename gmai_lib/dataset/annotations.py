@@ -45,7 +45,6 @@ from gmai_lib.outputs import read_json
 from gmai_lib.schema import NO_FINDING, Ledger
 
 XML_ERRORS = (ParseError, DefusedXmlException, UnicodeDecodeError, LookupError, ValueError)
-_SIZE = ("width", "height")
 SPLIT_WORDS = {"training": "train", "testing": "test", "val": "validation", "valid": "validation"}
 
 
@@ -385,9 +384,8 @@ def _rows(
 ) -> Iterator[dict[str, str]]:
     """Yield CSV rows with lower-case, stripped headers; a row that lacks a cell is a drop.
 
-    A column of `needed` has to be there and filled in, one of `present` has to be there.
-
-    The image of such a row is counted where it is found that no annotation names it.
+    The image of such a row is counted where it is found that no annotation names it. A column of
+    `needed` has to be there and filled in, one of `present` has to be there.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -458,7 +456,8 @@ def _add_boxes(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger)
     header = {name: name for name in ("filename", "label", "xmin", "ymin", "xmax", "ymax")}
     header |= recipe.options.get("box_columns", {})
     sized = "width" in header
-    corners = [header[name] for name in ("xmin", "ymin", *(_SIZE if sized else ("xmax", "ymax")))]
+    far = ("width", "height") if sized else ("xmax", "ymax")
+    corners = [header[name] for name in ("xmin", "ymin", *far)]
     label = recipe.options.get("box_label", "")
     needed = {header["filename"]} | (set() if label else {header["label"]})
     for row in _rows(recipe, root / recipe.options["boxes"], needed, ledger, {*corners}):
@@ -466,7 +465,6 @@ def _add_boxes(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger)
         if not any(cells):
             continue  # the row says that the image has no box
         owners = by_name.get(row[header["filename"]], [])
-        owners = list({id(owner): owner for owner in owners}.values())
         if len({owner.path for owner in owners}) == 1:
             cells = _corners(cells) if sized else cells
             name = label or label_name(recipe, row[header["label"]])

@@ -82,8 +82,7 @@ def _questions(root: Path, paths: list[str]):
         name = Path(str(first["image_name"])).name
         if name in images:
             home = images[name][0].rpartition("/")[0] or "."
-            split = re.search("train|val|test", Path(path).stem.lower())
-            indexes[path] = SPLIT_WORDS.get(split[0], split[0]) if split else ""
+            indexes[path] = _split_of(path)
     if indexes:
         options = {"indexes": indexes, "folder": home, "images": f"{home}/*"}
         because = f"{', '.join(indexes)}: lists of image_name, question, answer"
@@ -341,8 +340,7 @@ def _released(root: Path, paths: list[str]):
         if fields := {name: field for name, field in fields.items() if name != field}:
             options["fields"] = fields
         key = (reader, json.dumps(options, sort_keys=True))
-        split = re.search("train|val|test", Path(path).stem.lower())
-        found.setdefault(key, {})[path] = SPLIT_WORDS.get(split[0], split[0]) if split else ""
+        found.setdefault(key, {})[path] = _split_of(path)
         options_of[key] = options
     for (reader, key), indexes in found.items():
         options = {"indexes": indexes} | options_of[reader, key]
@@ -504,6 +502,12 @@ def _json(path: Path):
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _split_of(path: str) -> str:
+    """The split that the name of an index says, "" where it says none."""
+    split = re.search("train|val|test", Path(path).stem.lower())
+    return SPLIT_WORDS.get(split[0], split[0]) if split else ""
 
 
 def _head(path: Path) -> str:

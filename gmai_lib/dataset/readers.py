@@ -245,16 +245,12 @@ def _image_record(
             return drop_entry(recipe, entry, "image missing", ledger)
     if modality not in (*IMAGE_MODALITIES, recipe.modality):
         return drop_entry(recipe, entry, "modality is not stated or unknown", ledger)
-    reason = "image cannot be decoded"
+    is_dicom = entry.path.lower().endswith(_DICOM)
     try:
-        if entry.path.lower().endswith(_DICOM):
-            try:
-                data = volumes.dicom_image(Path(root, entry.path))
-            except ValueError as error:
-                reason = str(error)
-                raise
+        data = volumes.dicom_image(Path(root, entry.path)) if is_dicom else data
         data, (height, width) = images.standard(data)
-    except ValueError:
+    except ValueError as error:
+        reason = str(error) if is_dicom else "image cannot be decoded"
         return drop_entry(recipe, entry, reason, ledger)
     boxes, unusable = _boxes(recipe, root, entry, (height, width), ledger)
     labels = dict.fromkeys([*entry.labels, *(box.label for box in boxes)])

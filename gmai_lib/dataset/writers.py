@@ -102,9 +102,8 @@ class TemplateWriter:
                 self.counts["repeated question-answer pairs"] += 1
             else:
                 seen.add((asked, said))
-                if (
-                    _is_brief(said, record.language) and "\n" not in item.question.strip()
-                ):  # no list of options
+                has_options = "\n" in item.question.strip()
+                if _is_brief(said, record.language) and not has_options:
                     asked = ask_briefly(asked, record.language)
                 pairs.append((asked, said))
         return pairs
