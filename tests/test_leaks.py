@@ -66,6 +66,20 @@ def test_a_disguised_copy_is_found(name):
     assert {row["reason"] for row in rows} == {"looks the same"}
 
 
+def test_processes_do_not_change_what_is_found(monkeypatch):
+    monkeypatch.setattr(leaks, "_CHUNK", 3)
+    pictures = drawn(8)
+    training = [a_record(f"r{i}", resized(p)) for i, p in enumerate(pictures)]
+    training.insert(4, replace(a_record("no image", pictures[0]), image=None))
+    tested = [
+        replace(a_record("without", pictures[0]), image=None),
+        *(a_record(f"t{i}", p) for i, p in enumerate(pictures)),
+    ]
+    rows = leaks.find_leaks(training, tested)
+    assert len(rows) >= 7
+    assert leaks.find_leaks(training, tested, processes=2) == rows
+
+
 def test_other_images_of_the_same_kind_are_not_leaks():
     tested = [a_record(f"t{i}", p, "bench") for i, p in enumerate(drawn(60))]
     training = [a_record(f"r{i}", p) for i, p in enumerate(drawn(60, seed=1))]

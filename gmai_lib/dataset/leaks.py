@@ -29,12 +29,13 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from gmai_lib.dataset import curate, images, readers, recipes
+from gmai_lib.dataset import curate, images, pool, readers, recipes
 from gmai_lib.schema import Ledger, Record
 
 REASONS = ("same bytes", "same patient", "same volume", "looks the same", "same text")
 MAX_DISTANCE = 10  # of 64 bits: a candidate, to be compared pixel by pixel
 MIN_CORRELATION = 0.95  # of 32 x 32 grey values, which decides
+_CHUNK = 500  # images decoded by one process at a time
 _SIDE = 32  # the size that the perceptual hash is computed at
 _EXAMPLES = 2  # named per benchmark in its row of the summary
 # A border of this share is cut off on every side: test images may be crops, or be cropped.
@@ -43,14 +44,17 @@ NGRAM = 8  # words
 MIN_OVERLAP = 0.8  # of an item's n-grams in one training text
 
 
-def find_leaks(training: Iterable[Record], tested: Iterable[Record]) -> list[dict]:
+def find_leaks(
+    training: Iterable[Record], tested: Iterable[Record], *, processes: int = 1
+) -> list[dict]:
     """Return rows {"benchmark", "item", "trained", "reason", "detail"}.
 
     `benchmark` is the tested record's source. One row per tested record, training record and
-    reason; a record with the same bytes is not also said to look the same.
+    reason; a record with the same bytes is not also said to look the same. `processes` decode.
     """
     training, tested = list(training), list(tested)
-    rows = [*_keys(training, tested), *_alike(training, tested), *_texts(training, tested)]
+    alike = _alike(training, tested, processes)
+    rows = [*_keys(training, tested), *alike, *_texts(training, tested)]
     return sorted(rows, key=lambda row: (row["benchmark"], row["item"], row["trained"]))
 
 
@@ -132,15 +136,20 @@ def _keys_of(record: Record) -> list[tuple[str, ...]]:
     return curate.linking_keys(record, record.digest if record.image is not None else "")
 
 
-def _alike(training: list[Record], tested: list[Record]) -> list[dict]:
+def _alike(training: list[Record], tested: list[Record], processes: int) -> list[dict]:
     """Images that look the same, though their bytes differ."""
-    known = [(record, *view) for record in training for view in _views(record, flips=False)]
+    jobs = [(record.image, False) for record in training] + [(r.image, True) for r in tested]
+    jobs = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
+    views = [seen for part in pool.ordered(_views_of, jobs, processes=processes) for seen in part]
+    known = [
+        (record, *view) for record, seen in zip(training, views, strict=False) for view in seen
+    ]
     if not known:
         return []
     hashes = np.array([value for _, value, _ in known], np.uint64)
     rows, seen = [], set()
-    for test in tested:
-        for value, pixels in _views(test, flips=True):
+    for test, mirrored in zip(tested, views[len(training) :], strict=True):
+        for value, pixels in mirrored:
             for place in np.flatnonzero(np.bitwise_count(hashes ^ value) <= MAX_DISTANCE):
                 train, _, other = known[place]
                 if (test.id, train.id) in seen or train.id == test.id or train.image == test.image:
@@ -152,11 +161,13 @@ def _alike(training: list[Record], tested: list[Record]) -> list[dict]:
     return rows
 
 
-def _views(record: Record, *, flips: bool) -> list[tuple[np.uint64, np.ndarray]]:
+def _views_of(jobs: list[tuple[bytes | None, bool]]) -> list[list]:
+    return [_views(image, flips) if image is not None else [] for image, flips in jobs]
+
+
+def _views(image: bytes, flips: bool) -> list[tuple[np.uint64, np.ndarray]]:
     """Perceptual hash and 32 x 32 grey values of an image, its crops and mirror images."""
-    if record.image is None:
-        return []
-    grey = Image.fromarray(images.decode(record.image)).convert("L")
+    grey = Image.fromarray(images.decode(image)).convert("L")
     views = []
     for crop in _CROPS:
         across, down = (round(crop * side) for side in grey.size)
