@@ -268,6 +268,7 @@ _PUBLIC_LABELS = {
     "malignant tumor": "恶性肿瘤",
     "melanocytic nevus": "黑素细胞痣",
     "melanoma": "黑色素瘤",
+    "metastatic tumor": "转移性肿瘤",
     "monocyte": "单核细胞",
     "mucinous carcinoma": "黏液癌",
     "mucus": "黏液",
