@@ -314,8 +314,12 @@ class _Tally:
         """Whether the sample says only what its facts say; a refused one is remembered."""
         if record.report or record.qa:
             return True
-        said = "\n".join(t["content"] for t in sample.conversations if t["role"] == "assistant")
+        asked, said = (
+            "\n".join(t["content"] for t in sample.conversations if t["role"] == role)
+            for role in ("user", "assistant")
+        )
         problems = fidelity.check(said, sample.facts, sample.language)
+        problems += fidelity.check_question(asked, sample.facts, sample.language)
         self.checked += 1
         if problems:
             reasons = [{"kind": p.kind, "reason": str(p)} for p in problems]

@@ -77,6 +77,11 @@ _NOTHING = {
     "zh": re.compile("(?:未见|无|没有)(?:明显)?异常"),
 }
 
+# What begins a question that takes for granted what it names, unless it offers a choice.
+_OPEN = {
+    "en": re.compile(r"^(?!.*\bor\b).*\b(?:where|which|what|how|why)\b"),
+    "zh": re.compile("^(?!.*(?:还是|或|是否|有没有|有无|吗)).*(?:哪|什么|多少|几|如何|怎)"),
+}
 _REGION = re.compile("\\bthis region\\b|该区域")
 
 
@@ -102,6 +107,25 @@ def check(text: str, facts: tuple[Fact, ...], language: str) -> list[Problem]:
     problems = []
     for clause in filter(str.strip, _CLAUSE[language].split(text)):
         problems += _judge(clause, known, language)
+    return problems
+
+
+def check_question(question: str, facts: tuple[Fact, ...], language: str) -> list[Problem]:
+    """Return the findings that a question takes for granted although no fact names them.
+
+    "Where is the nodule?" takes a nodule for granted; "Is there a nodule?" and "A nodule or a
+    cyst?" do not. Only findings are judged: to ask about another organ or side is no claim.
+    """
+    known, problems = _Known(facts), []
+    for clause in filter(str.strip, _CLAUSE[language].split(question)):
+        if _OPEN[language].search(clause.lower()):
+            problems += [
+                Problem("label", said, clause)
+                for term in _parse(clause, language).terms
+                for said in [term.read(known.everything)]
+                if term.kind == "thing" and not term.denied and not is_structure(said)
+                if said not in known.labels and said != NOT_AN_ORGAN
+            ]
     return problems
 
 
