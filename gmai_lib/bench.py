@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -105,6 +106,42 @@ def _scaling(number: int, folder: Path, processes: int, scaled: int) -> dict:
     row = {"what": f"build, {processes} processes", "n": len(many)}
     row |= {"per_second": len(many) / seconds[processes]}
     return row | {"speed-up": seconds[1] / seconds[processes]}
+
+
+def rates(
+    sources: Path, records: list[Record], *, chinese_fraction: float, seed: int
+) -> dict[str, float]:
+    """Time reader and template writer on one core, on a part of the data, to scale them up.
+
+    Reads as many images of the datasets under `sources` as there are `records`, evenly over them,
+    and writes the pairs of `records`. Returns images_read and pairs_written (per processor second),
+    pairs_per_image and bytes_per_pair (on disk, with the image).
+    """
+    from gmai_lib.dataset import build as builder
+    from gmai_lib.dataset import readers, recipes, writers
+
+    found = recipes.find(sources)
+    each, count, start = max(1, len(records) // len(found)), 0, time.process_time()
+    for recipe, root in found:
+        count += sum(1 for _ in islice(readers.read(recipe, root, Ledger()), each))
+    read = count / (time.process_time() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        built = builder.write_pairs(
+            records,
+            Path(folder) / "pairs",
+            writer=writers.TemplateWriter(seed),
+            seed=seed,
+            chinese_fraction=chinese_fraction,
+        )
+        seconds = time.process_time() - start
+    pairs = built["num_samples"]
+    return {
+        "images_read": read,
+        "pairs_written": pairs / seconds,
+        "pairs_per_image": pairs / len(records),
+        "bytes_per_pair": sum(shard["bytes"] for shard in built["shards"]) / pairs,
+    }
 
 
 def decode(path: Path):
