@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -556,6 +557,39 @@ def test_boxes_of_a_dicom_radiograph_stand_in_its_table(tmp_path):
     lost = {row["outcome"]: row["count"] for row in ledger.rows() if row["level"] == "annotation"}
     assert lost["box of an unknown image"] == 1
     assert "not a readable DICOM file" in {row["outcome"] for row in ledger.rows()}
+
+
+def test_boxes_of_two_coco_indexes_keep_their_splits(tmp_path):
+    """TBX11K: ids begin anew in every index; healthy lungs have no annotation."""
+    categories = [
+        {"id": 1, "name": "ActiveTuberculosis", "supercategory": "Tuberculosis"},
+        {"id": 2, "name": "ObsoletePulmonaryTuberculosis", "supercategory": "Tuberculosis"},
+    ]
+    root = tmp_path / "TBX11K"
+    plant(root, ["imgs/tb/tb0003.png", "imgs/health/h0001.png", "imgs/tb/tb0005.png"])
+    (root / "annotations/json").mkdir(parents=True)
+    size = {"height": 48, "width": 32}
+    for split, names, boxes in (
+        ("train", ("tb/tb0003.png", "health/h0001.png"), [(1, 1)]),
+        ("val", ("tb/tb0005.png",), [(1, 2)]),
+    ):
+        shown = [{"id": n, "file_name": name, **size} for n, name in enumerate(names, 1)]
+        found = [
+            {"id": 1, "image_id": image, "category_id": kind, "bbox": [8, 12, 16, 24]}
+            for image, kind in boxes
+        ]
+        index = {"images": shown, "annotations": found, "categories": categories}
+        (root / f"annotations/json/TBX11K_{split}.json").write_text(json.dumps(index))
+    recipe, records, ledger = read(root)
+    assert recipe.name == "tbx11k" and {row["outcome"] for row in ledger.rows()} == {"kept"}
+    assert {r.path: (r.labels, r.split) for r in records} == {
+        "imgs/tb/tb0003.png": (("active tuberculosis",), "train"),
+        "imgs/health/h0001.png": ((), "train"),
+        "imgs/tb/tb0005.png": (("healed tuberculosis",), "validation"),
+    }
+    assert "active tuberculosis" in records[1].absent
+    (box,) = records[2].boxes
+    assert (box.x1, box.y1, box.x2, box.y2) == (0.25, 0.25, 0.75, 0.75)
 
 
 def test_tables_are_what_a_csv_reader_sees():

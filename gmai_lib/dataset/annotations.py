@@ -205,11 +205,21 @@ def voc(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
 
 
 def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
-    """COCO JSON `index`: images in `folder`, categories, annotations with bbox x, y, w, h.
+    """COCO JSON `index` (a path, or path -> split): images in `folder`, categories, annotations
+    with bbox x, y, w, h.
 
     Without a bbox, the segmentation (polygons, or RLE compressed or not) gives it.
     """
-    path = root / recipe.options["index"]
+    indexes = recipe.options["index"]
+    indexes = indexes if isinstance(indexes, dict) else {indexes: ""}
+    return [
+        entry
+        for path, split in indexes.items()
+        for entry in _coco_entries(recipe, root / path, split, ledger)
+    ]
+
+
+def _coco_entries(recipe: Recipe, path: Path, split: str, ledger: Ledger) -> list[Entry]:
     index = read_index(path)
     try:
         names = {str(c["id"]): label_name(recipe, c["name"]) for c in index["categories"]}
@@ -223,7 +233,7 @@ def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         if not (isinstance(image, dict) and image.get("file_name") and "id" in image):
             drop_annotation(recipe, "malformed index entry", f"{path.name} images[{i}]", ledger)
             continue
-        entry = Entry(path=f"{recipe.options['folder']}/{image['file_name']}")
+        entry = Entry(path=f"{recipe.options['folder']}/{image['file_name']}", split=split)
         _say(recipe, entry, {k.lower(): str(v) for k, v in image.items()})
         entries[str(image["id"])] = entry
         size = image.get("height"), image.get("width")

@@ -748,6 +748,28 @@ DETECTION = (
         box_label="lung opacity",
     ),
     declare(
+        "coco",
+        "tbx11k",
+        ("*/imgs/*", "*/annotations/json/TBX11K_train.json"),
+        "X-ray",
+        "pulmonary medicine",
+        "lung",
+        license="CC-BY-NC-SA-2.0",
+        citation="Liu et al., CVPR 2020, 10.1109/CVPR42600.2020.00272",
+        homepage="https://mmcheng.net/tb/",
+        index={
+            "annotations/json/TBX11K_train.json": "train",
+            "annotations/json/TBX11K_val.json": "validation",
+        },
+        folder="imgs",
+        names={
+            "ActiveTuberculosis": "active tuberculosis",
+            "ObsoletePulmonaryTuberculosis": "healed tuberculosis",
+            "PulmonaryTuberculosis": "tuberculosis",
+        },
+        exhaustive=True,
+    ),
+    declare(
         "yolo",
         "grazpedwri_dx",
         ("*/folder_structure/yolov5/labels/*.txt", "*/dataset.csv", "*/images_part1/*"),
