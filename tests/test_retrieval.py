@@ -28,6 +28,9 @@ def test_pairs_are_even_over_modalities_and_no_caption_comes_twice():
     rows = [sample(b"1", "x", "CT"), sample(b"2", "x", "CT"), sample(b"3", "y", "CT")]
     rows += [sample(b"4", "z", "MR"), sample(b"5", "w", "MR", language="zh")]
     rows += [sample(b"6", "v", "MR", subset="instruct")]
+    region = sample(b"7", "u", "MR")
+    region["conversations"][0]["content"] += "<box>[[0.1, 0.1, 0.2, 0.2]]</box>"
+    rows += [region]
     pairs = retrieval.captioned(rows, 2, seed=0)
     assert {said for _, said in pairs} & {"x", "y"} and (b"4", "z") in pairs and len(pairs) == 2
     assert len(retrieval.captioned(rows, 9, seed=0)) == 3

@@ -22,12 +22,15 @@ PROMPT = f"{chat.IMAGE_TOKEN}\nDescribe this image."
 def captioned(rows, number: int, *, seed: int) -> list[tuple[bytes, str]]:
     """Return up to `number` (image, English caption) pairs, evenly over the modalities.
 
-    `rows`: samples of the Parquet shards, as dictionaries. No two of the pairs share a caption.
+    `rows`: samples of the Parquet shards, as dictionaries. Captions of a region are left out, and
+    no two of the pairs share a caption.
     """
     by_modality: dict[str, dict[str, bytes]] = {}
     for row in rows:
         if row["subset"] == "caption" and row["language"] == "en" and len(row["images"]) == 1:
-            said = row["conversations"][1]["content"]
+            asked, said = (turn["content"] for turn in row["conversations"][:2])
+            if "<box>" in asked:
+                continue
             by_modality.setdefault(row["modality"], {})[said] = row["images"][0]["bytes"]
     rng, queues = Random(seed), []
     for _, pairs in sorted(by_modality.items()):
