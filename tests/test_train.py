@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_run import run_ranks, samples, tiny_profile, write_initial, write_run, write_shards
 
-from gmai_lib.config import PARTS, STAGES
+from gmai_lib.config import ABLATIONS, PARTS, STAGES
 from gmai_lib.model import weights
 from gmai_lib.outputs import read_json
 from gmai_lib.training import loader, train
@@ -86,6 +86,38 @@ def test_two_ranks_equal_one_rank_with_accumulation(inputs, tmp_path, zero_stage
     second, _ = weights.load_checkpoint(tmp_path / "2" / "checkpoint")
     for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [*ABLATIONS.values(), STAGES[::-1]], ids=" ".join)
+def test_stages_can_be_trained_in_any_order_and_subset(inputs, tmp_path, names):
+    """The paper's ablation (table 7), and backwards; stage I on one subset only."""
+    init = inputs / "initial"
+    for number, name in enumerate(names):
+        stage = replace(PROFILE.stage(name), max_steps=1, precision="float32")
+        if name == "shallow_alignment":
+            stage = replace(stage, subsets=("text_single",))
+        out = tmp_path / f"{number}_{name}"
+        assert run_ranks(write_run(out, inputs, stage, 1, init=str(init)), 1) == [0], _log(out)
+        frozen = read_json(out / "frozen.json")
+        assert {part for part in PARTS if frozen[part]["trained"]} == set(stage.trainable)
+        init = out / "checkpoint"
+        assert read_json(init / "lineage.json")["stages"] == list(names[: number + 1])
+
+
+def test_a_stage_trains_on_its_mixture_and_says_so(inputs, tmp_path):
+    mixture = {"tiny_a": 0.5, "tiny_b": 0.25, "SLAKE": 0.1}
+    stage = replace(PROFILE.stage("instruction_tuning"), max_steps=None, mixture=mixture)
+    run_file = write_run(tmp_path, inputs, stage, 1)
+    assert run_ranks(run_file, 1) == [1]
+    assert "1 of 3 sources of the mixture have no sample to train on: SLAKE" in _log(tmp_path)
+    stage = replace(stage, missing_sources="reweigh")
+    assert run_ranks(write_run(tmp_path, inputs, stage, 1), 1) == [0], _log(tmp_path)
+    log = _log(tmp_path)
+    assert "mixture: tiny_a: 15 of 30 samples (ratio 0.5), 65.2 % of the epoch" in log
+    assert "mixture: tiny_b: 8 of 30 samples (ratio 0.25), 34.8 % of the epoch" in log
+    assert "mixture: absent, the others weigh more: SLAKE" in log
+    assert sum(row["samples"] for row in _metrics(tmp_path)) >= 23
 
 
 def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):

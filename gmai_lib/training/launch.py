@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +34,10 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT_STEPS = 100  # optimizer steps between training checkpoints [chosen]
 POLL_S = 0.2  # how often progress is read
 TAIL_LINES = 20  # of the log, shown when a stage fails
+LINEAGE = "lineage.json"  # in a checkpoint that training wrote: its stages, its tokenizer
+# What must agree between a profile and the checkpoint that a stage starts from.
+VISION_SIZES = ("image_size", "patch_size", "hidden_size", "num_hidden_layers")
+TEXT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
 def run_stage(
@@ -61,6 +65,7 @@ def run_stage(
     """
     stage = profile.stage(stage_name)
     stage.gradient_accumulation_steps(profile.ranks)  # fail here rather than in the child
+    check_initial(profile, init)
     out = Path(out).resolve()
     run = {
         "stage": asdict(stage),
@@ -88,6 +93,88 @@ def run_stage(
     with _Progress(out, stage, on_metrics) as progress:
         _run_logged(command(run_file, profile.ranks), out, stage_name, profile.ranks, progress)
     return read_json(out / "training.json") | {"reused": False}
+
+
+def run_stages(
+    profile: Profile,
+    names: Sequence[str],
+    *,
+    pairs: Path,
+    init: Path,
+    out: Path,
+    seed: int,
+    **options,
+) -> list[dict]:
+    """Train the named stages in this order, each from the checkpoint of the one before.
+
+    Any subset and order (`config.ABLATIONS` has the paper's); `options` as for `run_stage`, whose
+    results are returned. The folders are `out`/1_<name>, `out`/2_<name>, ...; a chain that begins
+    alike in the same `out` is not trained twice.
+
+    Raises ValueError for an unknown name before anything is trained.
+    """
+    stages = [profile.stage(name) for name in names]
+    results = []
+    for number, stage in enumerate(stages, start=1):
+        folder = Path(out) / f"{number}_{stage.name}"
+        arguments = {"pairs": pairs, "init": init, "out": folder, "seed": seed}
+        results.append(run_stage(profile, stage.name, **arguments, **options))
+        init = folder / "checkpoint"
+    return results
+
+
+def check_initial(profile: Profile, init: Path):
+    """Raise if the checkpoint `init` is missing, of another shape or with another tokenizer.
+
+    FileNotFoundError without a checkpoint; ValueError with the values where the sizes are not the
+    profile's, the tokenizer puts `<image>` elsewhere than the model does, or the tokenizer has been
+    exchanged since training wrote the checkpoint.
+    """
+    init = Path(init)
+    if not (init / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no checkpoint in {init}: config.json is missing; train the stage before, or run "
+            "notebook 05"
+        )
+    saved = read_json(init / "config.json")
+    for part, names, wanted in (
+        ("vision", VISION_SIZES, profile.vision),
+        ("text", TEXT_SIZES, profile.text),
+    ):
+        there = {name: saved[f"{part}_config"].get(name) for name in names}
+        here = {name: getattr(wanted, name) for name in names}
+        wrong = {n: f"{there[n]}, not {here[n]}" for n in names if there[n] not in (None, here[n])}
+        if wrong:
+            raise ValueError(
+                f"{init} is of another configuration than profile {profile.name}: {part} {wrong}"
+            )
+    tokens = read_json(init / "tokenizer.json")["added_tokens"]
+    placed = {token["content"]: token["id"] for token in tokens}.get("<image>")
+    if placed != saved["image_token_id"]:
+        raise ValueError(
+            f"{init}: the tokenizer has <image> at {placed}, the model at "
+            f"{saved['image_token_id']}; copy the tokenizer the model was made with"
+        )
+    if (init / LINEAGE).exists():
+        written = read_json(init / LINEAGE)
+        if written["tokenizer"] != tokenizer_hash(init):
+            raise ValueError(
+                f"{init}: tokenizer.json is not the one with which {written['stages']} were "
+                "trained; copy that one back"
+            )
+
+
+def lineage(init: Path, stage_name: str) -> dict:
+    """Return what a checkpoint trained from `init` says of itself: its stages and tokenizer."""
+    before = read_json(Path(init) / LINEAGE)["stages"] if (Path(init) / LINEAGE).exists() else []
+    return {"stages": [*before, stage_name], "tokenizer": tokenizer_hash(init)}
+
+
+def tokenizer_hash(checkpoint: Path) -> str:
+    """Return the sha256 of a checkpoint's vocabulary and merges, however the file is laid out."""
+    model = read_json(Path(checkpoint) / "tokenizer.json")
+    kept = json.dumps([model["model"], model["added_tokens"]], sort_keys=True)
+    return hashlib.sha256(kept.encode()).hexdigest()
 
 
 def deepspeed_config(stage: Stage, world_size: int) -> dict:

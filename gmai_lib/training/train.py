@@ -88,6 +88,7 @@ def train(run: dict, dist, device: torch.device):
     dist.barrier()  # every rank has read latest.json before rank 0 goes on to replace it
     if rank == 0:
         print(f"{data.counts}; steps {first} to {max_steps}", flush=True)
+        _print_mixture(data)
     log = _Log(out, first, max_steps, stage) if rank == 0 else None
 
     for step in range(first, max_steps):
@@ -96,7 +97,7 @@ def train(run: dict, dist, device: torch.device):
         for group in engine.optimizer.param_groups:
             group["lr"] = stage.learning_rates[group["part"]] * factor
         batch = next(data)
-        loss = _optimizer_step(engine, batch, device, dist)
+        loss = _optimizer_step(engine, batch, device, dist, augment=stage.augment)
         if not math.isfinite(loss):
             raise RuntimeError(f"loss is {loss} at step {step + 1}; lower the learning rate?")
         if log:
@@ -104,11 +105,25 @@ def train(run: dict, dist, device: torch.device):
         if (step + 1) % run["checkpoint_steps"] == 0 and step + 1 < max_steps:
             _save_training(engine, data, out, step + 1, dist)
 
-    _finish(engine, run, before, dist)
+    _finish(engine, stage, run, before, dist)
     if log:
         summary = log.summary(first, world_size, device) | {"samples": data.counts}
         write_json(out / "training.json", summary)
         shutil.rmtree(out / "training", ignore_errors=True)
+
+
+def _print_mixture(data):
+    """Print what the first epoch draws of each source, if the stage has a mixture."""
+    rows = data.drawn(0)
+    for row in rows:
+        print(
+            f"mixture: {row['source']}: {row['drawn']:,} of {row['available']:,} samples "
+            f"(ratio {row['ratio']:g}), {100 * row['share']:.1f} % of the epoch",
+            flush=True,
+        )
+    absent = [row["source"] for row in rows if row["ratio"] and not row["available"]]
+    if absent:
+        print(f"mixture: absent, the others weigh more: {', '.join(absent)}", flush=True)
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup_ratio: float) -> float:
@@ -154,7 +169,7 @@ def part_hashes(model) -> dict[str, str]:
     return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
-def _optimizer_step(engine, batch, device, dist) -> float:
+def _optimizer_step(engine, batch, device, dist, *, augment: bool) -> float:
     """Forward, backward and update; return the weighted mean loss of the global batch's labels.
 
     DeepSpeed averages gradients over ranks. With the sum of a micro batch's losses divided by
@@ -164,7 +179,7 @@ def _optimizer_step(engine, batch, device, dist) -> float:
     dtype = torch.bfloat16 if engine.bfloat16_enabled() else torch.float32
     total = torch.zeros((), device=device)
     for micro_batch in batch.micro_batches:
-        inputs = loader.to_device(micro_batch, device, dtype)
+        inputs = loader.to_device(micro_batch, device, dtype, noise=augment)
         loss = engine(**inputs, num_items_in_batch=batch.label_weight / world_size).loss
         engine.backward(loss, scale_wrt_gas=False)
         engine.step()  # updates only after the last micro batch
@@ -246,7 +261,7 @@ def _save_training(engine, data, out: Path, step: int, dist):
         shutil.rmtree(old)
 
 
-def _finish(engine, run: dict, before: dict | None, dist):
+def _finish(engine, stage: Stage, run: dict, before: dict | None, dist):
     """Write the final checkpoint in the types of `init`, and prove what did not change.
 
     Raises RuntimeError if a frozen parameter differs from `init` by a single bit.
@@ -267,10 +282,11 @@ def _finish(engine, run: dict, before: dict | None, dist):
     if model is None:
         return
     weights.save_checkpoint(model, processor, out / "checkpoint")
+    write_json(out / "checkpoint" / launch.LINEAGE, launch.lineage(run["init"], stage.name))
     after = part_hashes(weights.load_checkpoint(out / "checkpoint")[0])
     table = {
         part: {
-            "trained": part in run["stage"]["trainable"],
+            "trained": part in stage.trainable,
             "before": before[part],
             "after": after[part],
         }
