@@ -295,6 +295,15 @@ def test_ranks_share_one_order(store):
     assert whole.epoch > 0
 
 
+def test_ranks_are_closer_together_than_in_order(store):
+    ranks = [loader.PairLoader(store, INSTRUCT, seed=3, rank=r, world_size=2) for r in (0, 1)]
+    steps = [[next(rank) for rank in ranks] for _ in range(10)]
+    assert all(one.rank_spread == other.rank_spread for one, other in steps)
+    before, after = np.mean([one.rank_spread for one, _ in steps], axis=0)
+    assert after < before
+    assert next(loader.PairLoader(store, INSTRUCT, seed=3)).rank_spread == (0, 0)
+
+
 def test_resumed_order_equals_uninterrupted_order(store):
     reference = loader.PairLoader(store, INSTRUCT, seed=1)
     expected = [_tokens(next(reference)) for _ in range(14)]
