@@ -120,6 +120,49 @@ def test_a_stage_trains_on_its_mixture_and_says_so(inputs, tmp_path):
     assert sum(row["samples"] for row in _metrics(tmp_path)) >= 23
 
 
+@pytest.mark.parametrize("weighting", ["token", "square_root"])
+def test_micro_batch_and_accumulation_do_not_change_the_gradient(inputs, weighting):
+    """1 x 8, 2 x 4, 4 x 2 and 8 x 1 (packs x micro steps), in float64, over two steps."""
+    model, processor = weights.load_checkpoint(inputs / "initial")
+    model = model.double().train()
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    found = []
+    for micro in (1, 2, 4, 8):
+        stage = replace(PROFILE.stage("instruction_tuning"), global_batch_size=8)
+        stage = replace(stage, micro_batch_size=micro, loss_weighting=weighting)
+        data = loader.PairLoader(store, stage, seed=0)
+        for step in (next(data), next(data)):
+            assert len(step.micro_batches) == 8 // micro
+            model.zero_grad()
+            for batch in step.micro_batches:
+                given = loader.to_device(batch, "cpu", torch.float64, noise=False)
+                model(**given, num_items_in_batch=step.label_weight).loss.backward()
+            found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for number, gradients in enumerate(found[2:]):
+        for name, gradient in gradients.items():
+            same = found[number % 2][name]
+            scale = same.abs().max().item()
+            torch.testing.assert_close(gradient, same, rtol=1e-6, atol=1e-6 * scale + 1e-12)
+
+
+def test_micro_batch_and_accumulation_do_not_change_the_update(inputs, tmp_path):
+    """The same through DeepSpeed and AdamW, in float32, without the noise (see loader.vary)."""
+    moved, losses = [], []
+    for micro, ranks in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2)):
+        stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=2)
+        stage = replace(stage, global_batch_size=8, micro_batch_size=micro, augment=False)
+        out = tmp_path / f"{micro}-{ranks}"
+        assert run_ranks(write_run(out, inputs, stage, ranks), ranks) == [0] * ranks, _log(out)
+        losses.append([row["loss"] for row in _metrics(out)])
+        moved.append(dict(weights.load_checkpoint(out / "checkpoint")[0].named_parameters()))
+    initial = dict(weights.load_checkpoint(inputs / "initial")[0].named_parameters())
+    for other, loss in zip(moved[1:], losses[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-6)
+        for name, parameter in moved[0].items():
+            torch.testing.assert_close(other[name], parameter, rtol=0, atol=1e-6, msg=name)
+    assert max((moved[0][n] - p).abs().max() for n, p in initial.items()) > 1e-3
+
+
 def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):
     stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=1)
     run_file = write_run(tmp_path, inputs, stage, 1)
