@@ -11,7 +11,12 @@ from pathlib import Path
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 STAGES = ("shallow_alignment", "deep_alignment", "instruction_tuning")
-PRECISIONS = ("float32", "bf16", "fastest")  # fastest: what the processor is (model.kernels)
+PRECISIONS = (
+    "float32",
+    "bf16",
+    "fp16",
+    "fastest",
+)  # fastest: what the processor is (model.kernels)
 # What a token of an answer of n tokens weighs: n to the power of minus this. With "token" a caption
 # of sixty tokens counts thirty times as much as a "yes"; with "answer" all answers count alike.
 LOSS_WEIGHTINGS = {"token": 0.0, "square_root": 0.5, "answer": 1.0}

@@ -67,6 +67,24 @@ def test_deepspeed_config_follows_the_stage(profile):
         assert "auto" not in json.dumps(derived)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_deepspeed_config_says_everything_the_stage_says(zero_stage):
+    stage = replace(config.paper().stages[2], zero_stage=zero_stage, bucket_elements=1000)
+    plain = launch.deepspeed_config(stage, 32)
+    assert plain["zero_optimization"] == {"stage": zero_stage, "reduce_bucket_size": 1000}
+    assert plain["bf16"] == {"enabled": True} and "fp16" not in plain
+    assert plain["optimizer"]["params"] == {"betas": [0.9, 0.999], "torch_adam": True}
+    assert launch.deepspeed_config(replace(stage, precision="fp16"), 32)["fp16"]["loss_scale"] == 0
+    eight = launch.deepspeed_config(replace(stage, optimizer="adamw_8bit"), 32)
+    assert "optimizer" not in eight and eight["zero_allow_untested_optimizer"]
+    if zero_stage:
+        moved = launch.deepspeed_config(replace(stage, offload_optimizer=True), 32)
+        assert moved["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    if zero_stage == 3:
+        moved = launch.deepspeed_config(replace(stage, offload_parameters=True), 32)
+        assert moved["zero_optimization"]["offload_param"]["device"] == "cpu"
+
+
 def test_batches_that_do_not_divide_raise_before_anything_starts(inputs, tmp_path):
     profile = replace(tiny_profile(), ranks=3)
     with pytest.raises(ValueError, match="global batch 4 is not a multiple of micro batch 2 x wo"):

@@ -67,7 +67,7 @@ def test_part_hashes_notice_one_bit(inputs):
     assert [part for part in PARTS if before[part] != after[part]] == ["vision_tower"]
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_two_ranks_equal_one_rank_with_accumulation(inputs, tmp_path, zero_stage):
     # Stage III mixes packs with and without images, and micro batches differ in label counts.
     stage = replace(
@@ -86,6 +86,31 @@ def test_two_ranks_equal_one_rank_with_accumulation(inputs, tmp_path, zero_stage
     second, _ = weights.load_checkpoint(tmp_path / "2" / "checkpoint")
     for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"gradient_checkpointing": True, "zero_stage": 2}, 1e-5),
+        ({"gradient_checkpointing": True, "zero_stage": 3}, 1e-5),
+        ({"offload_optimizer": True, "zero_stage": 2}, 1e-5),
+        ({"offload_optimizer": True, "offload_parameters": True, "zero_stage": 3}, 1e-5),
+        ({"bucket_elements": 5_000}, 1e-5),
+        ({"optimizer": "adamw_8bit", "zero_stage": 1}, 1e-2),
+        ({"optimizer": "adamw_8bit", "zero_stage": 2}, 1e-2),
+    ],
+    ids=str,
+)
+def test_memory_savers_give_the_same_loss_curve(inputs, tmp_path, changes, tolerance):
+    stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=6)
+    curves = []
+    for name, variant in (("plain", stage), ("saver", replace(stage, **changes))):
+        run_file = write_run(tmp_path / name, inputs, variant, 2)
+        assert run_ranks(run_file, 2) == [0, 0], _log(tmp_path / name)
+        curves.append([row["loss"] for row in _metrics(tmp_path / name)])
+    assert curves[1] == pytest.approx(curves[0], rel=tolerance)
+    assert curves[0][-1] != curves[0][0]
 
 
 @pytest.mark.slow

@@ -18,7 +18,12 @@ from gmai_lib.config import PARTS, Profile, Stage
 
 GIB = 2**30
 OPTIMIZER_BYTES = 12  # AdamW per trained weight: float32 copy and two moments
-WEIGHT_BYTES = {"bf16": 2, "float32": 4, "fastest": 4}  # the larger of what it may become
+WEIGHT_BYTES = {
+    "bf16": 2,
+    "fp16": 2,
+    "float32": 4,
+    "fastest": 4,
+}  # the larger of what it may become
 
 
 def model_flops(

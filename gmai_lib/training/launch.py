@@ -1,6 +1,11 @@
 """Start one training stage as DeepSpeed processes of its own and follow its progress.
 
     result = run_stage(profile, "shallow_alignment", pairs=..., init=..., out=..., seed=0)
+    python -m gmai_lib.training.launch --profile paper --stage deep_alignment --pairs P --init I \\
+        --out O --on slurm --nodes 4 --gpus 8 --print
+
+The second shows the command and DeepSpeed's configuration, and runs nothing; without --print it
+trains here, or writes the script to submit (cluster.py).
 
 The notebook's own process stays free of torch and of what a crash leaves behind. A stage that
 is already complete is not repeated, a killed one resumes from its last training checkpoint, and
@@ -13,6 +18,7 @@ Paper: section 4.2 (DeepSpeed, three stages). This module imports no torch.
 [NOT IMPLEMENTED] resuming on another number of ranks: ZeRO splits the optimizer state by rank.
 """
 
+import argparse
 import base64
 import hashlib
 import json
@@ -24,11 +30,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from gmai_lib.config import Profile, Stage
+from gmai_lib import config
+from gmai_lib.config import STAGES, Profile, Stage
 from gmai_lib.outputs import atomic, read_json, write_json
+from gmai_lib.training import cluster
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT_STEPS = 100  # optimizer steps between training checkpoints [chosen]
@@ -63,10 +71,36 @@ def run_stage(
     Raises RuntimeError with the last lines of the log if a process fails. On KeyboardInterrupt
     every process is stopped; the next call resumes.
     """
-    stage = profile.stage(stage_name)
+    stage, out = profile.stage(stage_name), Path(out).resolve()
+    files = {"pairs": pairs, "init": init, "cache": cache, "seed": seed}
+    run_file = prepare_run(profile, stage_name, out=out, checkpoint_steps=checkpoint_steps, **files)
+    if run_file is None:
+        for row in _complete_lines(out / "metrics.jsonl") if on_metrics else ():
+            on_metrics(row)
+        return read_json(out / "training.json") | {"reused": True}
+    with _Progress(out, stage, on_metrics) as progress:
+        _run_logged(command(run_file, profile.ranks), out, stage_name, profile.ranks, progress)
+    return read_json(out / "training.json") | {"reused": False}
+
+
+def prepare_run(
+    profile: Profile,
+    stage_name: str,
+    *,
+    pairs: Path,
+    init: Path,
+    out: Path,
+    seed: int,
+    cache: Path | None = None,
+    checkpoint_steps: int = CHECKPOINT_STEPS,
+) -> Path | None:
+    """Write `out`/run.json for train.py and return its path, None if the stage is complete.
+
+    What an earlier, different run left in `out` is removed.
+    """
+    stage, out = profile.stage(stage_name), Path(out).resolve()
     stage.gradient_accumulation_steps(profile.ranks)  # fail here rather than in the child
     check_initial(profile, init)
-    out = Path(out).resolve()
     run = {
         "stage": asdict(stage),
         "ranks": profile.ranks,
@@ -82,17 +116,11 @@ def run_stage(
     if {key: previous.get(key) for key in run} != json.loads(json.dumps(run)):
         _clear(out)
     elif (out / "training.json").exists() and (out / "checkpoint").exists():
-        for row in _complete_lines(out / "metrics.jsonl") if on_metrics else ():
-            on_metrics(row)
-        return read_json(out / "training.json") | {"reused": True}
-
+        return None
     paths = {"pairs": pairs, "init": init, "out": out, "cache": cache or out / "cache"}
     paths = {name: str(Path(path).resolve()) for name, path in paths.items()}
-    run_file = write_json(out / "run.json", run | paths | {"checkpoint_steps": checkpoint_steps})
     profile.to_json(out / "profile.json")
-    with _Progress(out, stage, on_metrics) as progress:
-        _run_logged(command(run_file, profile.ranks), out, stage_name, profile.ranks, progress)
-    return read_json(out / "training.json") | {"reused": False}
+    return write_json(out / "run.json", run | paths | {"checkpoint_steps": checkpoint_steps})
 
 
 def run_stages(
@@ -180,21 +208,32 @@ def tokenizer_hash(checkpoint: Path) -> str:
 def deepspeed_config(stage: Stage, world_size: int) -> dict:
     """Derive DeepSpeed's configuration; there is no second, hand-kept one.
 
-    Learning rates and weight decay per part come with the parameter groups (train.py).
+    Learning rates and weight decay per part come with the parameter groups (train.py), which also
+    makes the 8-bit optimizer.
     """
-    return {
+    zero = {"stage": stage.zero_stage, "reduce_bucket_size": stage.bucket_elements}
+    if stage.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if stage.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    derived = {
         "train_batch_size": stage.global_batch_size,
         "train_micro_batch_size_per_gpu": stage.micro_batch_size,
         "gradient_accumulation_steps": stage.gradient_accumulation_steps(world_size),
         "gradient_clipping": stage.max_grad_norm,
         "bf16": {"enabled": stage.precision == "bf16"},
-        "zero_optimization": {"stage": stage.zero_stage},
-        "optimizer": {
-            "type": "AdamW",
-            # torch's own: DeepSpeed's fused kernels would be compiled on first use.
-            "params": {"betas": list(stage.adam_betas), "torch_adam": True},
-        },
+        "zero_optimization": zero,
     }
+    if stage.precision == "fp16":  # the loss is scaled up as far as gradients stay finite
+        derived["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+    if stage.optimizer == "adamw_8bit":
+        return derived | {
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+    # torch's own AdamW: DeepSpeed's fused kernels would be compiled on first use.
+    parameters = {"betas": list(stage.adam_betas), "torch_adam": True}
+    return derived | {"optimizer": {"type": "AdamW", "params": parameters}}
 
 
 def command(run_file: Path, ranks: int, *, hostfile: Path | None = None) -> list[str]:
@@ -216,17 +255,22 @@ def command(run_file: Path, ranks: int, *, hostfile: Path | None = None) -> list
 
 def environment(ranks: int) -> dict[str, str]:
     """Return the environment of the child processes: the cores shared out, nothing downloaded."""
+    added = variables(ranks)
+    if not list(Path("/dev").glob("nvidia[0-9]*")):
+        added["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's launcher warns where it has to guess
+    return os.environ | added
+
+
+def variables(ranks: int) -> dict[str, str]:
+    """Return what every rank needs in its environment, of `ranks` on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     path = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
-    variables = {
+    return {
         "OMP_NUM_THREADS": str(max(1, cores // ranks)),
         "PYTHONPATH": path,
         "TOKENIZERS_PARALLELISM": "false",  # tokenizers warns when a process with threads forks
         "HF_HUB_OFFLINE": "1",  # every input is a folder by now
     }
-    if not list(Path("/dev").glob("nvidia[0-9]*")):
-        variables["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's launcher warns where it has to guess
-    return os.environ | variables
 
 
 def fingerprint(folder: Path) -> str:
@@ -377,3 +421,83 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def main(arguments: list[str] | None = None):
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--profile", default="mini", help="mini, single_gpu, paper or a profile.json"
+    )
+    parser.add_argument("--stage", required=True, help=", ".join(STAGES))
+    for name, about in (
+        ("pairs", "folder with the Parquet shards"),
+        ("init", "checkpoint to start from"),
+        ("out", "folder of the stage"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=about)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--on", choices=WAYS, default="here", help="what starts the processes")
+    parser.add_argument("--nodes", type=int, default=1, help="machines")
+    parser.add_argument("--gpus", type=int, help="processes per machine (default: the profile's)")
+    parser.add_argument("--hosts", default="", help="names of the machines, with commas (hostfile)")
+    parser.add_argument("--print", action="store_true", help="show what would run, run nothing")
+    parsed = parser.parse_args(arguments)
+
+    written = parsed.profile.endswith(".json")
+    profile = Profile.from_json(parsed.profile) if written else config.load(parsed.profile)
+    gpus = parsed.gpus or profile.ranks
+    profile = replace(profile, ranks=gpus * parsed.nodes)
+    if parsed.on == "here" and parsed.nodes > 1:
+        parser.error(f"{parsed.nodes} machines: choose --on hostfile, slurm, torchrun, kubernetes")
+    stage = profile.stage(parsed.stage)
+    derived = deepspeed_config(stage, profile.ranks)  # raises if the batch does not divide
+    out = parsed.out.resolve()
+    texts = _texts(parsed, stage, out, gpus)
+    if parsed.print:
+        for name, text in texts.items():
+            print(f"# {out / name}" if parsed.on != "here" else "# command", text, sep="\n")
+        if stage.precision == "fastest":
+            print("# precision fastest: bf16 where the processor multiplies bf16, else float32")
+        print(f"# DeepSpeed, {profile.ranks} ranks", json.dumps(derived, indent=1), sep="\n")
+        return
+    files = {"pairs": parsed.pairs, "init": parsed.init, "out": out, "seed": parsed.seed}
+    if parsed.on == "here":
+        print(json.dumps(run_stage(profile, stage.name, **files), indent=1))
+    elif prepare_run(profile, stage.name, **files) is None:
+        print(f"{out} is complete")
+    else:
+        for name, text in texts.items():
+            (out / name).write_text(text, "utf-8")
+            print(out / name)
+
+
+WAYS = ("here", "hostfile", "torchrun", "slurm", "kubernetes")
+
+
+def _texts(parsed, stage: Stage, out: Path, gpus: int) -> dict[str, str]:
+    """Return {file name: contents} of what starts the stage where `parsed.on` says."""
+    run_file, nodes = out / "run.json", parsed.nodes
+    shared = {"nodes": nodes, "gpus": gpus}
+    named = shared | {"name": stage.name.replace("_", "-"), "variables": variables(gpus)}
+    if parsed.on == "hostfile":
+        hosts = [host for host in parsed.hosts.split(",") if host]
+        if len(hosts) != nodes:
+            raise ValueError(f"--hosts names {len(hosts)} machines ({parsed.hosts}) of {nodes}")
+        start = command(run_file, nodes * gpus, hostfile=out / "hostfile")
+        start = "\n".join([*cluster.exports(variables(gpus)), cluster.line(start)])
+        return {"hostfile": cluster.hostfile(hosts, gpus), "start.sh": start + "\n"}
+    if parsed.on == "slurm":
+        return {"job.sh": cluster.slurm_script(run_file, **named)}
+    if parsed.on == "kubernetes":
+        return {"pod.sh": cluster.kubernetes_script(run_file, **named)}
+    if parsed.on == "torchrun":
+        start = cluster.torchrun(run_file, node_rank="$NODE_RANK", master="$MASTER_ADDR", **shared)
+    else:
+        start = command(run_file, gpus)
+    lines = [*cluster.exports(variables(gpus)), cluster.line(start)]
+    return {"start.sh": "\n".join(lines) + "\n"}
+
+
+if __name__ == "__main__":
+    main()

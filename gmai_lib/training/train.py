@@ -36,6 +36,7 @@ from gmai_lib.training import launch, loader
 KEPT_CHECKPOINTS = 2
 TIMEOUT = timedelta(hours=3)  # how long a rank waits for the others
 FINAL_STEPS = 10  # whose mean loss is the stage's final loss
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(arguments: list[str] | None = None):
@@ -71,9 +72,13 @@ def train(run: dict, dist, device: torch.device):
         model.float()
     if rank == 0:
         print(f"{stage.name} in {stage.precision}: {model.parameter_table()}", flush=True)
+    if stage.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    groups = parameter_groups(model, stage)
     engine, *_ = deepspeed.initialize(
         model=model.train(),
-        model_parameters=parameter_groups(model, stage),
+        model_parameters=groups,
+        optimizer=_optimizer_8bit(groups, stage) if stage.optimizer == "adamw_8bit" else None,
         config=launch.deepspeed_config(stage, world_size),
     )
 
@@ -97,7 +102,9 @@ def train(run: dict, dist, device: torch.device):
         for group in engine.optimizer.param_groups:
             group["lr"] = stage.learning_rates[group["part"]] * factor
         batch = next(data)
-        loss = _optimizer_step(engine, batch, device, dist, augment=stage.augment)
+        loss = _optimizer_step(
+            engine, batch, device, dist, augment=stage.augment, precision=stage.precision
+        )
         if not math.isfinite(loss):
             raise RuntimeError(f"loss is {loss} at step {step + 1}; lower the learning rate?")
         if log:
@@ -159,6 +166,13 @@ def parameter_groups(model, stage: Stage) -> list[dict]:
     return groups
 
 
+def _optimizer_8bit(groups: list[dict], stage: Stage):
+    """AdamW with two 8-bit moments: two bytes a weight instead of eight."""
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, betas=stage.adam_betas)
+
+
 def part_hashes(model) -> dict[str, str]:
     """Return the sha256 of each part's weights: names, types, shapes and bytes."""
     digests = {part: hashlib.sha256() for part in PARTS}
@@ -169,14 +183,14 @@ def part_hashes(model) -> dict[str, str]:
     return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
-def _optimizer_step(engine, batch, device, dist, *, augment: bool) -> float:
+def _optimizer_step(engine, batch, device, dist, *, augment: bool, precision: str) -> float:
     """Forward, backward and update; return the weighted mean loss of the global batch's labels.
 
     DeepSpeed averages gradients over ranks. With the sum of a micro batch's losses divided by
     (label weight of the global batch / ranks), that average is the gradient of the global mean.
     """
     world_size = dist.get_world_size()
-    dtype = torch.bfloat16 if engine.bfloat16_enabled() else torch.float32
+    dtype = DTYPES[precision]
     total = torch.zeros((), device=device)
     for micro_batch in batch.micro_batches:
         inputs = loader.to_device(micro_batch, device, dtype, noise=augment)
@@ -196,6 +210,7 @@ def _join():
     if "RANK" not in os.environ:  # started without a launcher
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port())}
+    os.environ.setdefault("LOCAL_RANK", "0")  # one process per pod: its operator sets only RANK
     import deepspeed
     from transformers.utils import logging
 
