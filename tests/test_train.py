@@ -1,16 +1,29 @@
 """training/train: what learns, at which rate, and that ranks and accumulation change nothing."""
 
 import json
+import random
+import re
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny_run import run_ranks, samples, tiny_profile, write_initial, write_run, write_shards
+from tiny_run import (
+    fill_disk_after_first,
+    run_ranks,
+    samples,
+    tiny_profile,
+    write_initial,
+    write_run,
+    write_shards,
+)
 
 from gmai_lib.config import ABLATIONS, PARTS, STAGES
 from gmai_lib.model import weights
 from gmai_lib.outputs import read_json
-from gmai_lib.training import loader, train
+from gmai_lib.training import launch, loader, metrics, train
 
 PROFILE = tiny_profile()
 
@@ -233,7 +246,7 @@ def test_run_killed_twice_equals_uninterrupted_run_bit_for_bit(inputs, tmp_path,
     assert run_ranks(runs["whole"], 2) == [0, 0], _log(tmp_path / "whole")
     for kill_at in (6, 15):
         assert run_ranks(runs["killed"], 2, kill_at=kill_at) == [-9, -9], _log(tmp_path / "killed")
-    assert read_json(tmp_path / "killed" / "training" / "latest.json")["step"] >= 12
+    assert launch.resume_step(tmp_path / "killed") >= 12
     assert len(list((tmp_path / "killed" / "training").glob("step-*"))) <= 3  # one unfinished
     assert run_ranks(runs["killed"], 2) == [0, 0], _log(tmp_path / "killed")
     whole, killed = _metrics(tmp_path / "whole"), _metrics(tmp_path / "killed")
@@ -254,3 +267,215 @@ def test_resume_on_another_number_of_ranks_raises(inputs, tmp_path):
     assert run_ranks(run_file, 2, kill_at=4) == [-9, -9], _log(tmp_path)
     assert run_ranks(run_file, 1) == [1]
     assert "was written by 2 ranks, not 1; resume with as many" in _log(tmp_path)
+
+
+def _resumed(inputs, out, *, prepare=None):
+    """Train 12 steps with a checkpoint every 3, killed at step 9 or so, then again to the end."""
+    stage = replace(PROFILE.stage("deep_alignment"), max_steps=12)
+    run_file = write_run(out, inputs, stage, 2, checkpoint_steps=3)
+    assert run_ranks(run_file, 2, kill_at=8) == [-9, -9], _log(out)
+    checkpoints = launch.training_checkpoints(out / "training")
+    assert len(checkpoints) == 2
+    if prepare:
+        prepare(checkpoints)
+    assert run_ranks(run_file, 2) == [0, 0], _log(out)
+    return [int(path.name.removeprefix("step-")) for path in checkpoints]
+
+
+def _flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(_flip_a_bit, "has another sha256"), (_truncate, "bytes"), (Path.unlink, "is missing")],
+)
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(inputs, tmp_path, damage, said):
+    def prepare(checkpoints):
+        damage(sorted(checkpoints[0].glob("*optim_states.pt"))[1])
+
+    steps = _resumed(inputs, tmp_path / "damaged", prepare=prepare)
+    log = _log(tmp_path / "damaged")
+    assert f"step-{steps[0]} is damaged (" in log and said in log
+    assert f"resuming from step-{steps[1]}" in log
+    training = read_json(tmp_path / "damaged" / "training.json")
+    assert training["resumed_from"] == steps[1] and training["steps"] == 12
+    rows = _metrics(tmp_path / "damaged")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_without_an_intact_checkpoint_training_starts_again(inputs, tmp_path):
+    def prepare(checkpoints):
+        for path in checkpoints:
+            _flip_a_bit(next(path.glob("*optim_states.pt")))
+
+    _resumed(inputs, tmp_path, prepare=prepare)
+    assert "there is none before it, starting from step 0" in _log(tmp_path)
+    assert read_json(tmp_path / "training.json")["resumed_from"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGES)
+def test_run_killed_twice_at_random_steps_has_the_weights_of_the_uninterrupted(
+    inputs, tmp_path, name
+):
+    stage = replace(PROFILE.stage(name), max_steps=24)
+    rng = random.Random(f"{name} {time.time_ns()}")
+    kills = sorted(rng.sample(range(2, 22), 2))
+    print("killed at steps", kills)
+    whole, killed = (
+        write_run(tmp_path / label, inputs, stage, 2, checkpoint_steps=2 + number)
+        for number, label in enumerate(("whole", "killed"))
+    )
+    assert run_ranks(whole, 2) == [0, 0]
+    for kill_at in kills:
+        assert run_ranks(killed, 2, kill_at=kill_at) == [-9, -9], _log(tmp_path / "killed")
+    assert run_ranks(killed, 2) == [0, 0], _log(tmp_path / "killed")
+    hashes = [
+        train.part_hashes(weights.load_checkpoint(tmp_path / label / "checkpoint")[0])
+        for label in ("whole", "killed")
+    ]
+    assert hashes[0] == hashes[1], kills
+
+
+def test_last_checkpoints_are_kept_and_older_ones_removed(inputs, tmp_path):
+    stage = replace(PROFILE.stage("shallow_alignment"), max_steps=200)
+    run_file = write_run(tmp_path, inputs, stage, 1, checkpoint_steps=2, keep_checkpoints=3)
+    assert run_ranks(run_file, 1, kill_at=14) == [-9], _log(tmp_path)
+    kept = [path.name for path in launch.training_checkpoints(tmp_path / "training")]
+    assert len(kept) == 3 and kept[0] == f"step-{launch.resume_step(tmp_path)}"
+    steps = [int(name.removeprefix("step-")) for name in kept]
+    assert steps == [steps[0], steps[0] - 2, steps[0] - 4]
+
+
+def test_full_disk_is_an_error_with_the_needed_bytes_and_harms_nothing(inputs, tmp_path):
+    stage = replace(PROFILE.stage("deep_alignment"), max_steps=12)
+    run_file = write_run(tmp_path, inputs, stage, 1, checkpoint_steps=3)
+    assert run_ranks(run_file, 1, prepare=fill_disk_after_first) == [1]
+    log = _log(tmp_path)
+    assert "disk full: the checkpoint of step 6 needs " in log
+    assert "training has 1,000; free some and start again, which resumes from step 3" in log
+    assert [p.name for p in (tmp_path / "training").iterdir()] == ["step-3"]
+    assert run_ranks(run_file, 1) == [0], _log(tmp_path)
+    assert read_json(tmp_path / "training.json")["resumed_from"] == 3
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_losses_by_kind_and_norms_by_part_add_up(inputs, tmp_path, zero_stage, precision):
+    stage = replace(PROFILE.stage("instruction_tuning"), zero_stage=zero_stage, max_steps=3)
+    stage = replace(stage, precision=precision, loss_weighting="square_root", augment=False)
+    assert run_ranks(write_run(tmp_path, inputs, stage, 2), 2) == [0, 0], _log(tmp_path)
+    model, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    rows = _metrics(tmp_path)
+    for row, step in zip(rows, loader.PairLoader(store, stage, seed=0), strict=False):
+        assert set(row["grad_norm_by_part"]) == set(PARTS)
+        squares = sum(norm**2 for norm in row["grad_norm_by_part"].values())
+        assert row["grad_norm"] == pytest.approx(squares**0.5, rel=1e-3)
+        members = np.concatenate([m for b in step.micro_batches for m in b["members"]])
+        for kind in ("subset", "language"):
+            by_kind = row[f"loss_by_{kind}"]
+            shares = dict.fromkeys(by_kind, 0.0)
+            for name, weight in zip(
+                store.categories[kind][members],
+                store.label_weight("square_root")[members],
+                strict=True,
+            ):
+                shares[name] += weight / step.label_weight
+            assert sum(shares.values()) == pytest.approx(1)
+            mean = sum(shares[name] * loss for name, loss in by_kind.items())
+            assert mean == pytest.approx(row["loss"], rel=1e-5)
+    if precision == "float32":  # against autograd and the model's own loss
+        step = next(loader.PairLoader(store, stage, seed=0))
+        for batch in step.micro_batches:
+            given = loader.to_device(batch, "cpu", torch.float32, noise=False)
+            model(**given, num_items_in_batch=step.label_weight).loss.backward()
+        for part in PARTS:
+            members = getattr(model, part).parameters()
+            norm = sum(p.grad.double().pow(2).sum() for p in members if p.grad is not None) ** 0.5
+            assert rows[0]["grad_norm_by_part"][part] == pytest.approx(norm.item(), rel=1e-4)
+        totals = {"en": [0.0, 0.0], "zh": [0.0, 0.0]}
+        for index in np.concatenate([m for b in step.micro_batches for m in b["members"]]):
+            sample = loader.packing.collate([[store.sample(index, "square_root")]], pad_token_id=0)
+            given = loader.to_device(sample, "cpu", torch.float32, noise=False)
+            total = totals[store.categories["language"][index]]
+            total[0] += model(**given, num_items_in_batch=1).loss.item()
+            total[1] += given["label_weights"].sum().item()
+        for language, (total, weight) in totals.items():
+            assert rows[0]["loss_by_language"][language] == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_every_step_says_how_fast_it_was(inputs, tmp_path):
+    stage = replace(PROFILE.stage("instruction_tuning"), max_steps=5)
+    assert run_ranks(write_run(tmp_path, inputs, stage, 2), 2) == [0, 0], _log(tmp_path)
+    rows = _metrics(tmp_path)
+    for row in rows:
+        assert 0 < row["tokens_per_s"] <= row["padded_tokens_per_s"]
+        assert row["images_per_s"] == pytest.approx(row["images"] / row["seconds"])
+        assert 0 <= row["data_wait_share"] < 1 and 0 < row["mfu"] < 1
+        assert row["memory_gib"] > 0 and row["tflops_per_s"] > 0
+        assert (row["seconds_left"] > 0) == (row["step"] < 5)
+        before, after = row["rank_spread"]
+        assert 0 <= after <= 1 and 0 <= before <= 1
+    summary = read_json(tmp_path / "training.json")
+    assert 0 < summary["mfu"] < 1 and summary["rank_spread"] <= summary["rank_spread_in_order"]
+
+
+def test_nan_stops_before_the_update_and_names_the_samples(inputs, tmp_path):
+    """One token's embedding is broken: only samples that hold it lose."""
+    model, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    words = [set(store.sample(i)["input_ids"].tolist()) for i in range(len(store.lengths))]
+    rare = min(set().union(*words), key=lambda token: sum(token in w for w in words))
+    model.get_input_embeddings().weight.data[rare] = float("nan")
+    weights.save_checkpoint(model, processor, tmp_path / "broken")
+    stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", micro_batch_size=1)
+    stage = replace(stage, max_length=int(store.lengths.max()), max_steps=30)
+    out = tmp_path / "out"
+    run_file = write_run(out, inputs, stage, 2, init=str(tmp_path / "broken"), checkpoint_steps=1)
+    assert run_ranks(run_file, 2) != [0, 0]
+    log = _log(out)
+    assert "stopped before the update of step" in log and "loss is nan; samples with" in log
+    named = re.findall(r"(2d#cls#CT#tiny#0-\d+) \(nan\)", log)
+    packed_with = {store.sample_id(i) for i, w in enumerate(words) if rare in w}
+    assert set(named) & packed_with
+    for path in launch.training_checkpoints(out / "training"):
+        assert json.loads((path / "complete.json").read_text())["recent_losses"]
+
+
+def test_a_jump_of_the_loss_stops_the_run():
+    stage = replace(PROFILE.stage("shallow_alignment"), max_loss_jump=3.0)
+    guard = metrics.Guard(stage, [1.0] * 7)
+    assert guard.objection(2.9) is None  # the eighth: from now on there is a median
+    assert guard.objection(2.9) is None
+    assert "loss 3.100 is more than 3 times the median 1.000 of the last 9" in guard.objection(3.1)
+    assert guard.objection(float("nan")) == "loss is nan"
+    assert metrics.Guard(stage, []).objection(1e6) is None  # nothing to compare with
+    assert metrics.Guard(stage, []).objection(float("inf")) == "loss is inf"
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass(inputs):
+    model, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    stage = PROFILE.stage("instruction_tuning")
+    batch = next(loader.PairLoader(store, stage, seed=0)).micro_batches[0]
+    kept = []
+    for enabled in (False, True):
+        if enabled:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        sizes = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t
+        )
+        with hooks:
+            model.train()(**loader.to_device(batch, "cpu", torch.float32, noise=False))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]

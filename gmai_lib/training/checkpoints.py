@@ -55,10 +55,13 @@ def newest_intact(folder: Path, dist) -> tuple[Path, dict] | None:
         if not damage:
             return path, state
         if dist.get_rank() == 0:
-            following = f"resuming from {found[number + 1].name}" if found[number + 1 :] else (
-                "there is none before it, starting from step 0"
+            following = (
+                f"resuming from {found[number + 1].name}"
+                if found[number + 1 :]
+                else "there is none before it, starting from step 0"
             )
             print(f"{path} is damaged ({'; '.join(damage)}): {following}", flush=True)
+            path.rename(path.with_name(f".{path.name}.damaged.partial"))  # `save` removes it
     return None
 
 
@@ -107,7 +110,7 @@ def _damage(folder: Path, files: dict[str, dict], dist) -> list[str]:
             mine.append(f"{name} has {path.stat().st_size} of {wanted['bytes']} bytes")
         elif _sha256(path) != wanted["sha256"]:
             mine.append(f"{name} has another sha256")
-    return sum(_gather(mine, dist), [])
+    return [problem for part in _gather(mine, dist) for problem in part]
 
 
 def _gather(value, dist) -> list:

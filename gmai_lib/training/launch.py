@@ -11,8 +11,8 @@ The notebook's own process stays free of torch and of what a crash leaves behind
 is already complete is not repeated, a killed one resumes from its last training checkpoint, and
 one whose inputs changed starts afresh. Files in `out`: run.json (what was asked), profile.json,
 log.txt (all output of the processes), metrics.jsonl (one line per optimizer step), training/
-(DeepSpeed checkpoints, while it runs), checkpoint/ (the result), frozen.json (hashes per part),
-training.json (the returned dict; its presence means complete).
+(DeepSpeed checkpoints, while it runs; checkpoints.py), checkpoint/ (the result), frozen.json
+(hashes per part), training.json (the returned dict; its presence means complete).
 
 Paper: section 4.2 (DeepSpeed, three stages). This module imports no torch.
 [NOT IMPLEMENTED] resuming on another number of ranks: ZeRO splits the optimizer state by rank.
@@ -42,6 +42,8 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT_STEPS = 100  # optimizer steps between training checkpoints [chosen]
 POLL_S = 0.2  # how often progress is read
 TAIL_LINES = 20  # of the log, shown when a stage fails
+KEPT_CHECKPOINTS = 2  # the newest; one to fall back on [chosen]
+COMPLETE = "complete.json"  # in a training checkpoint: what it holds, and that it is whole
 LINEAGE = "lineage.json"  # in a checkpoint that training wrote: its stages, its tokenizer
 # What must agree between a profile and the checkpoint that a stage starts from.
 VISION_SIZES = ("image_size", "patch_size", "hidden_size", "num_hidden_layers")
@@ -58,6 +60,7 @@ def run_stage(
     seed: int,
     cache: Path | None = None,
     checkpoint_steps: int = CHECKPOINT_STEPS,
+    keep_checkpoints: int = KEPT_CHECKPOINTS,
     on_metrics: Callable[[dict], None] | None = None,
 ) -> dict:
     """Train one stage from checkpoint `init` on the Parquet shards in `pairs`.
@@ -66,14 +69,17 @@ def run_stage(
     `on_metrics` is called with every line of metrics.jsonl, lines of before a resume or of a
     reused stage included; without it a progress bar is shown. Returns steps, final_loss (mean
     of the last ten steps), seconds, tokens, tokens_per_s, images, resumed_from (0 = from the
-    start), world_size, device, precision, peak_rss_gib (of rank 0), samples (counts), reused.
+    start), world_size, device, precision, peak_rss_gib (of rank 0), mfu, data_wait_share,
+    rank_spread (and _in_order: undealt), samples (counts), cut (samples shortened), reused.
+    A training checkpoint is written every `checkpoint_steps`; `keep_checkpoints` are kept.
 
     Raises RuntimeError with the last lines of the log if a process fails. On KeyboardInterrupt
     every process is stopped; the next call resumes.
     """
     stage, out = profile.stage(stage_name), Path(out).resolve()
     files = {"pairs": pairs, "init": init, "cache": cache, "seed": seed}
-    run_file = prepare_run(profile, stage_name, out=out, checkpoint_steps=checkpoint_steps, **files)
+    files |= {"checkpoint_steps": checkpoint_steps, "keep_checkpoints": keep_checkpoints}
+    run_file = prepare_run(profile, stage_name, out=out, **files)
     if run_file is None:
         for row in _complete_lines(out / "metrics.jsonl") if on_metrics else ():
             on_metrics(row)
@@ -93,6 +99,7 @@ def prepare_run(
     seed: int,
     cache: Path | None = None,
     checkpoint_steps: int = CHECKPOINT_STEPS,
+    keep_checkpoints: int = KEPT_CHECKPOINTS,
 ) -> Path | None:
     """Write `out`/run.json for train.py and return its path, None if the stage is complete.
 
@@ -120,7 +127,13 @@ def prepare_run(
     paths = {"pairs": pairs, "init": init, "out": out, "cache": cache or out / "cache"}
     paths = {name: str(Path(path).resolve()) for name, path in paths.items()}
     profile.to_json(out / "profile.json")
-    return write_json(out / "run.json", run | paths | {"checkpoint_steps": checkpoint_steps})
+    if keep_checkpoints < 1 or checkpoint_steps < 1:
+        raise ValueError(
+            f"keep_checkpoints {keep_checkpoints} and checkpoint_steps {checkpoint_steps} must be "
+            "at least 1"
+        )
+    steps = {"checkpoint_steps": checkpoint_steps, "keep_checkpoints": keep_checkpoints}
+    return write_json(out / "run.json", run | paths | steps)
 
 
 def run_stages(
@@ -300,10 +313,16 @@ def code_fingerprint() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
+def training_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete training checkpoints in `folder`, the newest first."""
+    complete = [path.parent for path in Path(folder).glob(f"step-*/{COMPLETE}")]
+    return sorted(complete, key=lambda path: -int(path.name.split("-")[1]))
+
+
 def resume_step(out: Path) -> int:
     """Return the optimizer step of the last complete training checkpoint in `out`, or 0."""
-    latest = Path(out) / "training" / "latest.json"
-    return read_json(latest)["step"] if latest.exists() else 0
+    newest = training_checkpoints(Path(out) / "training")[:1]
+    return read_json(newest[0] / COMPLETE)["step"] if newest else 0
 
 
 def keep_metrics(path: Path, last_step: int) -> list[dict]:

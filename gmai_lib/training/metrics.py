@@ -10,6 +10,8 @@ import math
 import resource
 import statistics
 import time
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,9 @@ class StepLosses:
 
     def watch(self, micro_batch: dict, inputs: dict):
         """Let the backward pass leave the token losses in the gradient of the label weights."""
-        self.watched.append((micro_batch, inputs["label_weights"].requires_grad_()))
+        weights = inputs["label_weights"].detach().requires_grad_()  # not the loader's own tensor
+        inputs["label_weights"] = weights
+        self.watched.append((micro_batch, weights))
 
     def samples(self, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return (indices, summed weighted losses, weights) of this rank's samples.
@@ -75,8 +79,7 @@ class StepLosses:
         for kind in KINDS:
             names = self.store.categories[kind].categories
             totals, weights = (
-                sums[start + half * len(names) : start + (half + 1) * len(names)]
-                for half in (0, 1)
+                sums[start + half * len(names) : start + (half + 1) * len(names)] for half in (0, 1)
             )
             start += 2 * len(names)
             rows = zip(names, totals, weights, strict=True)
@@ -93,7 +96,7 @@ class StepLosses:
         ]
         gathered = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)
-        return sorted(sum(gathered, []), key=lambda row: -_rank_of(row[1]))[:WORST]
+        return sorted(chain(*gathered), key=lambda row: -_rank_of(row[1]))[:WORST]
 
 
 def _rank_of(loss: float) -> float:
@@ -175,6 +178,17 @@ class GradientNorms:
         return {part: square**0.5 / scale for part, square in squares.items()}
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step found, over all ranks."""
+
+    loss: float  # weighted mean over the labels of the global batch
+    losses: dict[str, dict[str, float]]  # see StepLosses.kinds
+    grad_norm: float | None  # of all parts, before clipping
+    grad_norms: dict[str, float] | None  # per part; None where fp16 skipped the update
+    loss_scale: float
+
+
 class Log:
     """Writes metrics.jsonl, one line per optimizer step, and sums it up at the end."""
 
@@ -184,8 +198,8 @@ class Log:
         self.rows = launch.keep_metrics(self.path, first)
         self.began = len(self.rows)
 
-    def write(self, step, batch, loss, factor, *, norms, losses, loss_scale, started, waited):
-        """Append a line; `started` and `waited` are seconds of the clock and for the data."""
+    def write(self, step, batch, factor, result: "StepResult", started: float, waited: float):
+        """Append a line; `started` is a time of perf_counter, `waited` seconds for the data."""
         seconds, stage = time.perf_counter() - started, self.stage
         text_tokens = batch.tokens - batch.images * self.shapes.vision.num_patches
         counted = flops.model_flops(
@@ -196,9 +210,9 @@ class Log:
             "step": step + 1,
             "max_steps": self.max_steps,
             "epoch": batch.epoch,
-            "loss": loss,
+            "loss": result.loss,
             "learning_rates": {p: rate * factor for p, rate in stage.learning_rates.items()},
-            "grad_norm": norms and sum(norm**2 for norm in norms.values()) ** 0.5,
+            "grad_norm": result.grad_norm,
             "tokens": batch.tokens,
             "label_tokens": batch.label_tokens,
             "samples": batch.samples,
@@ -210,16 +224,16 @@ class Log:
             "images_per_s": batch.images / seconds,
             "data_wait_share": waited / seconds,
             "rank_spread": list(batch.rank_spread),
-            "loss_by_subset": losses["subset"],
-            "loss_by_language": losses["language"],
-            "grad_norm_by_part": norms,
+            "loss_by_subset": result.losses["subset"],
+            "loss_by_language": result.losses["language"],
+            "grad_norm_by_part": result.grad_norms,
             "tflops_per_s": worked / seconds / 1e12,
             "mfu": worked / seconds / self.peak,
             "memory_gib": _memory_gib(),
             "seconds_left": self._seconds_left(step, seconds),
         }
-        if loss_scale is not None:
-            row["loss_scale"] = loss_scale
+        if stage.precision == "fp16":
+            row["loss_scale"] = result.loss_scale
         self.rows.append(row)
         with self.path.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
@@ -248,7 +262,8 @@ class Log:
             "precision": self.stage.precision,
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "mfu": sum(row["mfu"] * row["seconds"] for row in self.rows) / seconds,
-            "data_wait_share": sum(r["data_wait_share"] * r["seconds"] for r in self.rows) / seconds,
+            "data_wait_share": sum(row["data_wait_share"] * row["seconds"] for row in self.rows)
+            / seconds,
             "rank_spread_in_order": float(before),
             "rank_spread": float(after),
         }
@@ -271,8 +286,11 @@ class Shapes:
 
 
 def _sizes(kind, config):
-    names = [name for name in kind.__dataclass_fields__ if hasattr(config, name)]
-    return kind(**{"pretrained": "", "rope_theta": 0.0} & kind.__dataclass_fields__.keys() or {})
+    """Fill VisionConfig or TextConfig from transformers' configuration."""
+    names = kind.__dataclass_fields__
+    sizes = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    # Where the weights came from and how positions are encoded cost no FLOPs.
+    return kind(**{name: "" for name in names if name not in sizes} | sizes)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
