@@ -19,7 +19,7 @@ LOSS_WEIGHTINGS = {"token": 0.0, "square_root": 0.5, "answer": 1.0}
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """A CLIP-layout vision transformer (names as in transformers' CLIPVisionConfig)."""
+    """A CLIP or SigLIP vision transformer (names as in transformers' CLIPVisionConfig)."""
 
     pretrained: str  # hub id or folder; "" = trained from scratch in notebook 05
     image_size: int  # pixels, square
@@ -29,20 +29,32 @@ class VisionConfig:
     num_hidden_layers: int
     num_attention_heads: int
     hidden_act: str = "quick_gelu"  # OpenAI's CLIP
+    model_type: str = "clip"  # or "siglip", which has no class token
+    pixel_shuffle: int = 1  # so many patches a side become one token; 1 = none [code]
 
     @property
     def num_patches(self) -> int:
-        """Image tokens the language model receives per image (class token dropped)."""
+        """Patches the tower computes per image, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def tokens_per_image(self) -> int:
+        """Image tokens the language model receives per image."""
+        return self.num_patches // self.pixel_shuffle**2
+
     def __post_init__(self):
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide {self.image_size}")
+        if self.image_size % (self.patch_size * self.pixel_shuffle):
+            raise ValueError(
+                f"patch_size {self.patch_size} x pixel_shuffle {self.pixel_shuffle} does not "
+                f"divide {self.image_size}"
+            )
+        if self.model_type not in ("clip", "siglip"):
+            raise ValueError(f"vision model_type {self.model_type!r} is neither clip nor siglip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """A Llama-layout language model (names as in transformers' LlamaConfig)."""
+    """A language model with Llama's structure (names as in transformers' LlamaConfig)."""
 
     pretrained: str  # hub id or folder; "" = trained from scratch in notebook 05
     vocab_size: int
@@ -54,6 +66,8 @@ class TextConfig:
     max_position_embeddings: int
     rope_theta: float
     tie_word_embeddings: bool = False
+    model_type: str = "llama"  # of transformers: InternLM2.5 is converted to it
+    rope_scaling_factor: float = 1.0  # dynamic NTK beyond max_position_embeddings; 1 = none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +243,7 @@ def paper() -> Profile:
             num_key_value_heads=8,
             max_position_embeddings=32768,
             rope_theta=1e6,
+            rope_scaling_factor=2.0,  # config.json of internlm2_5-7b-chat: dynamic, 2.0
         ),
         stand_ins=None,
         stages=_three_stages(
@@ -278,6 +293,7 @@ def single_gpu() -> Profile:
             max_position_embeddings=32768,
             rope_theta=1e6,
             tie_word_embeddings=True,
+            model_type="qwen2",
         ),
         stages=tuple(replace(s, global_batch_size=64, micro_batch_size=4) for s in base.stages),
         data=replace(base.data, phantom_images_per_modality=1000, phantom_size=224),

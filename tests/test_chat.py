@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny_model import picture, talk, tiny_model, tiny_profile, tiny_tokenizer
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from gmai_lib.model import chat, gmai_vl
 from gmai_lib.model.chat import IGNORE_INDEX, IMAGE_TOKEN
@@ -182,3 +183,25 @@ def test_add_special_tokens_grows_the_model_once(tokenizer):
         .isfinite()
         .all()
     )
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("vocabulary", [300, 400], ids=["grows", "has room"])
+def test_rows_of_new_tokens_start_at_the_mean_of_the_known(tied, vocabulary):
+    plain = tiny_tokenizer().train_new_from_iterator(["some plain words"], 300)
+    known = sorted(plain.get_vocab().values())
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, **heads, vocab_size=vocabulary, tie_word_embeddings=tied)
+    )
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    before = [layer.weight.detach().clone() for layer in layers]
+    chat.add_special_tokens(plain, model)
+    new = [i for i in plain.get_vocab().values() if i not in known]
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    for layer, old in zip(layers, before, strict=True):
+        torch.testing.assert_close(layer.weight[new], old[known].mean(0).expand(len(new), -1))
+        assert torch.equal(layer.weight[known], old[known]), "the known ones stay"
+    assert (layers[0].weight.data_ptr() == layers[1].weight.data_ptr()) == tied

@@ -118,15 +118,23 @@ def _widen(values, ids, tokenizer, tokens_per_image):
 def add_special_tokens(tokenizer, language_model=None) -> int:
     """Add the tokens of this module to a pretrained tokenizer; grow `language_model` to match.
 
-    Returns how many were new. New embedding rows start at the mean of the old ones.
+    Returns how many were new. Their rows, of the embedding and of the head, start at the mean of
+    those of the known tokens: a random row can outshout every word in the softmax.
     """
     known = tokenizer.get_vocab()
     new = [token for token in SPECIAL_TOKENS if token not in known]
     tokenizer.add_tokens([token_entry(token) for token in new])
-    if language_model is not None:
-        rows = language_model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > rows:
-            language_model.resize_token_embeddings(len(tokenizer))
+    if language_model is not None and new:
+        if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+            language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        ids, known_ids = tokenizer.convert_tokens_to_ids(new), sorted(set(known.values()))
+        for layer in (
+            language_model.get_input_embeddings(),
+            language_model.get_output_embeddings(),
+        ):
+            with torch.no_grad():  # if both are one matrix, the second time changes nothing
+                mean = layer.weight[known_ids].mean(0, dtype=torch.float32)
+                layer.weight[ids] = mean.to(layer.weight.dtype)
     return len(new)
 
 
