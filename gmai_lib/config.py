@@ -16,6 +16,17 @@ PRECISIONS = ("float32", "bf16", "fastest")  # fastest: what the processor is (m
 # of sixty tokens counts thirty times as much as a "yes"; with "answer" all answers count alike.
 LOSS_WEIGHTINGS = {"token": 0.0, "square_root": 0.5, "answer": 1.0}
 
+# Center and width in Hounsfield units, as set on most radiology workstations. The dataset is built
+# with them, and every checkpoint's processor names them (model.chat).
+CT_WINDOWS = {
+    "soft tissue": (50.0, 400.0),
+    "mediastinum": (50.0, 350.0),
+    "lung": (-600.0, 1500.0),
+    "liver": (30.0, 150.0),
+    "brain": (40.0, 80.0),
+    "bone": (400.0, 1800.0),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:

@@ -13,6 +13,7 @@ from tiny_model import talk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gmai_lib.model import chat, internlm2, weights
+from gmai_lib.model.tensor_files import read_tensors, weight_files
 
 RAW = {  # config.json of internlm2_5-7b-chat, smaller
     "architectures": ["InternLM2ForCausalLM"],
@@ -204,9 +205,9 @@ def test_every_tensor_is_accounted_for(tmp_path, name, tensor, message):
 def test_a_weight_that_two_files_have_raises(tmp_path):
     state = published_weights()
     folder = write_folder(tmp_path / "internlm2", state)
-    first, second = internlm2.weight_files(folder)
-    save_file(internlm2.read_tensors(first) | {"output.weight": state["output.weight"]}, first)
-    save_file(internlm2.read_tensors(second) | {"output.weight": state["output.weight"]}, second)
+    first, second = weight_files(folder)
+    save_file(read_tensors(first) | {"output.weight": state["output.weight"]}, first)
+    save_file(read_tensors(second) | {"output.weight": state["output.weight"]}, second)
     with pytest.raises(ValueError, match=r"lm_head.weight, which another file has as well"):
         weights.load_language_model(str(folder))
 
@@ -214,7 +215,7 @@ def test_a_weight_that_two_files_have_raises(tmp_path):
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_a_shard_the_index_names_and_the_folder_lacks_is_named(tmp_path, form):
     folder = write_folder(tmp_path / "internlm2", published_weights(), form=form, shards=3)
-    internlm2.weight_files(folder)[1].unlink()
+    weight_files(folder)[1].unlink()
     with pytest.raises(FileNotFoundError, match=r"lists 3 files, but \['.*00002-of-00003"):
         weights.load_language_model(str(folder))
 
@@ -248,7 +249,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_a_file_cut_short_is_named(tmp_path, form):
     folder = write_folder(tmp_path / "internlm2", published_weights(), form=form, shards=0)
-    (path,) = internlm2.weight_files(folder)
+    (path,) = weight_files(folder)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match=rf"{path.name} is broken .* download it again"):
         weights.load_language_model(str(folder))
@@ -283,7 +284,7 @@ def test_conversion_needs_less_memory_than_two_shards(tmp_path, form):
     state = published_weights(raw)
     folder = write_folder(tmp_path / "internlm2", state, form=form, shards=3, raw=raw)
     sentencepiece_file(folder)
-    shard = max(path.stat().st_size for path in internlm2.weight_files(folder))
+    shard = max(path.stat().st_size for path in weight_files(folder))
     total = sum(tensor.nbytes for tensor in state.values())
     assert shard > 40e6, "too small beside what Python itself moves"
     result = subprocess.run(

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_model import picture, talk, tiny_model, tiny_profile, tiny_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
+    AutoProcessor,
     CLIPConfig,
     CLIPModel,
     Qwen2Config,
@@ -22,6 +23,7 @@ from transformers import (
     SiglipModel,
 )
 
+from gmai_lib import config
 from gmai_lib.model import chat, gmai_vl, weights
 
 TURNS = talk("<image>\nWhich organ is it? 肺?")
@@ -88,15 +90,90 @@ def test_a_failed_save_keeps_the_old_checkpoint_and_leaves_nothing(
     assert not torch.equal(logits_of(weights.load_checkpoint(path)[0], tokenizer), before)
 
 
-def test_loading_refuses_what_is_no_checkpoint(model, processor, tmp_path):
+def test_loading_refuses_what_is_no_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*config\.json is missing"):
         weights.load_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("multi_modal_projector.linear_2.bias", None, r"missing_keys.*linear_2\.bias"),
+        ("multi_modal_projector.linear_3.bias", torch.ones(1), r"unexpected_keys.*linear_3\.bias"),
+        (
+            "multi_modal_projector.linear_1.bias",
+            torch.ones(47),
+            r"mismatched_keys.*linear_1\.bias.*\[47\].*\[48\]",
+        ),
+    ],
+    ids=["missing", "extra", "misshapen"],
+)
+def test_a_tensor_that_does_not_fit_is_named(model, processor, tmp_path, name, tensor, message):
     path = weights.save_checkpoint(model, processor, tmp_path / "checkpoint")
-    state = {n: t.clone() for n, t in model.state_dict().items() if "lm_head" not in n}
-    del state["multi_modal_projector.linear_2.bias"]
+    state = load_file(path / "model.safetensors") | {name: tensor}
+    state = {key: value for key, value in state.items() if value is not None}
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"does not fit .*multi_modal_projector\.linear_2\.bias"):
+    with pytest.raises(ValueError, match=rf"does not fit GMAI-VL: .*{message}"):
         weights.load_checkpoint(path)
+
+
+def test_a_checkpoint_with_a_broken_or_missing_file_is_named(model, processor, tmp_path):
+    path = weights.save_checkpoint(model, processor, tmp_path / "checkpoint")
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-999])
+    with pytest.raises(ValueError, match=r"checkpoint is broken .* download it again"):
+        weights.load_checkpoint(path)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"none of \['model.safetensors', "):
+        weights.load_checkpoint(path)
+
+
+def change(holder, name, value):
+    def apply(processor):
+        setattr(getattr(processor, holder) if holder else processor, name, value)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda p: p.tokenizer.add_tokens([f"<{n}>" for n in range(500)]),
+            r"has \d+ tokens for 600",
+        ),
+        (
+            change("image_processor", "size", {"height": 32, "width": 32}),
+            r"image size is \(32, 32\)",
+        ),
+        (change("", "patch_size", 8), "patch size is 8, expected 4"),
+        (change("image_processor", "do_center_crop", True), "square padding is False"),
+        (change("image_processor", "image_mean", [0.5] * 3), r"pixel mean is \[0.5, 0.5, 0.5\]"),
+        (change("image_processor", "image_std", [0.5] * 3), r"pixel deviation is \[0.5, "),
+        (change("image_processor", "ct_windows", {"lung": [-500, 1500]}), r"CT windows is \{'lung"),
+    ],
+    ids=["vocabulary", "size", "patch", "crop", "mean", "deviation", "windows"],
+)
+def test_a_processor_of_another_model_is_refused(model, processor, tmp_path, spoil, message):
+    spoil(processor)
+    path = weights.save_checkpoint(model, processor, tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=f"checkpoint: the processor does not fit .*{message}"):
+        weights.load_checkpoint(path)
+
+
+def test_a_processor_with_another_image_token_is_refused(model, processor, tmp_path):
+    model.config.image_token_id += 1
+    path = weights.save_checkpoint(model, processor, tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=r"id of <image> is \d+, expected \d+"):
+        weights.load_checkpoint(path)
+
+
+def test_the_ct_windows_travel_with_the_processor(model, processor, tmp_path):
+    expected = {name: list(values) for name, values in config.CT_WINDOWS.items()}
+    weights.export_llava(model, processor, tmp_path / "llava")
+    plain = AutoProcessor.from_pretrained(tmp_path / "llava")
+    assert plain.image_processor.ct_windows == expected
+    assert expected["lung"] == [-600.0, 1500.0], "center and width in Hounsfield units"
 
 
 FRESH = """

@@ -13,26 +13,19 @@ Paper: section 4.1 (InternLM2.5-7B). Source of the layout: the published checkpo
 (https://huggingface.co/internlm/internlm2_5-7b-chat), their config.json and tokenizer_config.json.
 """
 
-import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
+from gmai_lib.model.tensor_files import read_tensors, weight_files
 from gmai_lib.outputs import atomic_folder, read_json, write_json
 
-# Name of one file, and of the index of several; the first that exists is read.
-_LAYOUTS = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
 _NAMES = {
     "model.tok_embeddings": "model.embed_tokens",
     "model.norm": "model.norm",
@@ -68,54 +61,6 @@ def llama_config(folder: Path) -> LlamaConfig:
         dtype=raw.get("torch_dtype"),
         **{name: raw[name] for name in names},
     )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a checkpoint folder, safetensors before .bin, in order.
-
-    Raises FileNotFoundError that names the shards an index lists and the folder lacks, or says
-    which files were looked for.
-    """
-    folder = Path(folder)
-    for single, index in _LAYOUTS:
-        if (folder / index).is_file():
-            names = sorted(set(read_json(folder / index)["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise FileNotFoundError(
-                    f"{folder / index} lists {len(names)} files, but {missing} are missing; "
-                    "download them again"
-                )
-            return [folder / name for name in names]
-        if (folder / single).is_file():
-            return [folder / single]
-    looked = [name for layout in _LAYOUTS for name in layout]
-    raise FileNotFoundError(f"no weights in {folder}: none of {looked} is there")
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read one .safetensors or .bin file, mapped into memory.
-
-    Raises ValueError for a broken file, and for a pickle that holds more than tensors: to read
-    it would run its code.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} was not read: its pickle holds code or objects besides tensors, and reading "
-            f"would run them; use a safetensors file ({str(error).splitlines()[0]})"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is broken ({error}); download it again") from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise ValueError(f"{path} holds no dictionary of tensors; is it a weight file?")
-    return state
 
 
 def converted_shards(folder: Path):

@@ -33,6 +33,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from gmai_lib.model import chat, internlm2
 from gmai_lib.model.gmai_vl import GMAIVLForConditionalGeneration
+from gmai_lib.model.tensor_files import explained, read_tensors, weight_files
 from gmai_lib.outputs import atomic, atomic_folder
 
 TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
@@ -50,17 +51,28 @@ def save_checkpoint(model, processor, path: Path) -> Path:
 def load_checkpoint(path: Path, *, dtype=None):
     """Return (model, processor) of a folder that `save_checkpoint` wrote; dtype as saved if None.
 
-    Raises FileNotFoundError where there is no checkpoint, ValueError where weights are missing.
+    Raises FileNotFoundError where there is no checkpoint or a part of it is missing, ValueError
+    where a weight is missing, extra or misshapen, and where the processor is another model's.
     """
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"no checkpoint in {path}: config.json is missing")
-    model, report = GMAIVLForConditionalGeneration.from_pretrained(
-        path, dtype=dtype or "auto", output_loading_info=True
-    )
+    weight_files(path)  # raises if one is not there
+    with explained(path):
+        model, report = GMAIVLForConditionalGeneration.from_pretrained(
+            path,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, with their names
+        )
     wrong = {name: sorted(keys)[:5] for name, keys in report.items() if keys}
     if wrong:
         raise ValueError(f"{path} does not fit GMAI-VL: {wrong}")
-    return model, AutoProcessor.from_pretrained(path)
+    processor = AutoProcessor.from_pretrained(path)
+    try:
+        chat.check_processor(processor, model.config, model.get_input_embeddings().num_embeddings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; save it again with its own model") from error
+    return model, processor
 
 
 def load_pretrained_parts(profile):
@@ -145,7 +157,7 @@ def save_projector(model: GMAIVLForConditionalGeneration, path: Path) -> Path:
 def load_projector(model: GMAIVLForConditionalGeneration, path: Path):
     """Copy a saved projector into `model`; ValueError names what is missing, extra or misshapen."""
     projector = model.multi_modal_projector
-    loaded, own = internlm2.read_tensors(path), projector.state_dict()
+    loaded, own = read_tensors(path), projector.state_dict()
     different = [f"{name} is missing" for name in own if name not in loaded]
     different += [f"{name} is extra" for name in loaded if name not in own]
     different += [
@@ -162,8 +174,14 @@ def export_llava(model: GMAIVLForConditionalGeneration, processor, path: Path) -
     """Write `model` as a checkpoint of transformers' LlavaForConditionalGeneration.
 
     Loads with `LlavaForConditionalGeneration.from_pretrained` and `AutoProcessor`, without this
-    package and without `trust_remote_code`. Raises ValueError for a quantised model.
+    package and without `trust_remote_code`. Raises ValueError for a quantised model and for one
+    that joins patches, which LLaVA cannot do.
     """
+    if model.config.pixel_shuffle > 1:
+        raise ValueError(
+            f"cannot export: LLaVA's layout has no pixel shuffle ({model.config.pixel_shuffle} "
+            "here); train with pixel_shuffle = 1, or use save_checkpoint"
+        )
     config = LlavaConfig(
         vision_config=model.config.vision_config,
         text_config=model.config.text_config,
@@ -171,7 +189,7 @@ def export_llava(model: GMAIVLForConditionalGeneration, processor, path: Path) -
         image_seq_length=model.config.tokens_per_image,
         projector_hidden_act=model.config.projector_hidden_act,
         vision_feature_layer=model.config.vision_feature_layer,
-        vision_feature_select_strategy="default",  # drops the class token
+        vision_feature_select_strategy="default" if model.config.class_tokens else "full",
         tie_word_embeddings=model.config.text_config.tie_word_embeddings,
     )
     with torch.device("meta"):  # names and shapes only; the weights are assigned, not copied
