@@ -31,10 +31,11 @@ from transformers.image_utils import (
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from gmai_lib.model import chat, internlm2
+from gmai_lib.model import chat, internlm2, lora
 from gmai_lib.model.gmai_vl import GMAIVLForConditionalGeneration
 from gmai_lib.model.tensor_files import explained, read_tensors, weight_files
 from gmai_lib.outputs import atomic, atomic_folder
+from gmai_lib.schema import NOT_CLINICAL
 
 TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 QUANTISATIONS = ("nf4", "int8")
@@ -170,12 +171,23 @@ def load_projector(model: GMAIVLForConditionalGeneration, path: Path):
     projector.load_state_dict(loaded)
 
 
-def export_llava(model: GMAIVLForConditionalGeneration, processor, path: Path) -> Path:
+def export_llava(
+    model: GMAIVLForConditionalGeneration,
+    processor,
+    path: Path,
+    *,
+    card: str = "",
+    adapter: Path | None = None,
+) -> Path:
     """Write `model` as a checkpoint of transformers' LlavaForConditionalGeneration.
 
     Loads with `LlavaForConditionalGeneration.from_pretrained` and `AutoProcessor`, without this
-    package and without `trust_remote_code`. Raises ValueError for a quantised model and for one
-    that joins patches, which LLaVA cannot do.
+    package and without `trust_remote_code`. `card` is the model card written as README.md
+    (`cards.model_card`; a short one without results if empty). A LoRA adapter given as a PEFT
+    folder goes along unmerged in `adapter/`, for `PeftModel.from_pretrained`; to merge it, call
+    `lora.merge` before.
+
+    Raises ValueError for a quantised model and for one that joins patches, which LLaVA cannot do.
     """
     if model.config.pixel_shuffle > 1:
         raise ValueError(
@@ -206,7 +218,26 @@ def export_llava(model: GMAIVLForConditionalGeneration, processor, path: Path) -
     with atomic_folder(path) as partial:
         llava.save_pretrained(partial)
         processor.save_pretrained(partial)
+        (partial / "README.md").write_text(card or _short_card(model), "utf-8")
+        if adapter:
+            lora.export(adapter, partial / "adapter", llava_name)
     return Path(path)
+
+
+def _short_card(model) -> str:
+    """A model card with what the weights themselves say."""
+    config = model.config
+    parts = "".join(f"- {row['part']}: {row['parameters']:,}\n" for row in model.parameter_table())
+    return (
+        "---\npipeline_tag: image-text-to-text\nlibrary_name: transformers\n"
+        "tags:\n- medical\n- research-only\n---\n\n# GMAI-VL in the LLaVA layout\n\n"
+        f"{NOT_CLINICAL}\n\nImages are padded to a square and resized to "
+        f"{config.vision_config.image_size} pixels; each costs {config.tokens_per_image} tokens "
+        f"of a context of {config.text_config.max_position_embeddings}. CT slices must be windowed "
+        "before (`ct_windows` in processor_config.json: centre and width in Hounsfield units)."
+        f"\n\nParameters:\n\n{parts}\nNo results are stated: this checkpoint was exported "
+        "without an evaluation.\n"
+    )
 
 
 def llava_name(name: str) -> str:
