@@ -23,7 +23,10 @@ class GMAIVLConfig(PreTrainedConfig):
     image_token_id: int = 0
     vision_feature_layer: int = -2  # index into [embeddings, layer 1, ..., layer L]
     projector_hidden_act: str = "gelu"
-    pixel_shuffle: int = 1  # so many patches a side become one token; 1 = none, as in the paper
+    # More than the paper, all off in its profile:
+    pixel_shuffle: int = 1  # so many patches a side become one token
+    max_tiles: int = 1  # of a large image, beside the whole of it (model.views)
+    number_slices: bool = False  # several images of a turn are slices in order (model.views)
 
     def __post_init__(self, **kwargs):
         for name, default in (("vision_config", CLIPVisionConfig), ("text_config", LlamaConfig)):

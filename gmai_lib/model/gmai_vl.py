@@ -298,7 +298,7 @@ def part_of(parameter_name: str) -> str:
 def from_parts(vision_tower, language_model, tokenizer, **options):
     """Join two backbones with a new, untrained projector. The backbones are used, not copied.
 
-    `options` are further fields of GMAIVLConfig: `vision_feature_layer`, `pixel_shuffle`.
+    `options` are further fields of GMAIVLConfig: `vision_feature_layer`, `pixel_shuffle`, ...
     """
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     rows = language_model.get_input_embeddings().num_embeddings
