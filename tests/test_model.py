@@ -7,6 +7,7 @@ from tiny_model import left_padded, picture, talk, tiny_model, tiny_profile, tin
 from gmai_lib import config
 from gmai_lib.model import chat, gmai_vl, kernels
 from gmai_lib.model.chat import IGNORE_INDEX
+from gmai_lib.training.flops import parameter_counts
 from gmai_lib.training.packing import block_mask
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -265,9 +266,21 @@ def test_the_paper_profile_has_the_papers_shape(tokenizer):
     with torch.device("meta"):
         rows = gmai_vl.GMAIVLForConditionalGeneration(joined).parameter_table()
     counts = {row["part"]: row["parameters"] for row in rows}
-    assert counts["multi_modal_projector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
-    assert 303e6 < counts["vision_tower"] < 304e6  # CLIP ViT-L/14-336
-    assert 7.7e9 < counts["language_model"] < 7.8e9  # InternLM2.5-7B: 7.74 B
+    # CLIP ViT-L/14-336: patches, class token and positions, 24 blocks, two norms around them.
+    block = 4 * (1024 * 1024 + 1024) + (1024 * 4096 + 4096) + (4096 * 1024 + 1024) + 2 * 2 * 1024
+    tower = 3 * 14 * 14 * 1024 + 1024 + (576 + 1) * 1024 + 24 * block + 2 * 2 * 1024
+    projector = (1024 * 4096 + 4096) + (4096 * 4096 + 4096)
+    # InternLM2.5-7B: 32 query and 8 key-value heads of 128, three MLP matrices, two norms.
+    attention = 2 * 4096 * 32 * 128 + 2 * 4096 * 8 * 128
+    layer = attention + 3 * 4096 * 14336 + 2 * 4096
+    language_model = 2 * 92544 * 4096 + 32 * layer + 4096  # embedding and head are not tied
+    assert counts == {
+        "vision_tower": tower,
+        "multi_modal_projector": projector,
+        "language_model": language_model,
+    }
+    assert (tower, projector, language_model) == (303_507_456, 20_979_712, 7_737_708_544)
+    assert counts == parameter_counts(profile), "the planner's formula says the same"
 
 
 def test_config_survives_json(model, tmp_path):

@@ -59,7 +59,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         mapped = zipfile.is_zipfile(path)  # files of before torch 1.6 are not
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except (RuntimeError, EOFError) as error:
+            raise ValueError(f"{path} is broken ({error}); download it again") from error
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
         raise ValueError(f"{path} holds no dictionary of tensors; is it a weight file?")
     return state
@@ -75,5 +78,5 @@ def explained(path: Path):
             f"{path} was not read: its pickle holds code or objects besides tensors, and reading "
             f"would run them; use a safetensors file ({str(error).splitlines()[0]})"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path} is broken ({error}); download it again") from error

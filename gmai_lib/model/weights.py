@@ -58,22 +58,34 @@ def load_checkpoint(path: Path, *, dtype=None):
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"no checkpoint in {path}: config.json is missing")
     weight_files(path)  # raises if one is not there
-    with explained(path):
-        model, report = GMAIVLForConditionalGeneration.from_pretrained(
-            path,
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported below, with their names
-        )
-    wrong = {name: sorted(keys)[:5] for name, keys in report.items() if keys}
-    if wrong:
-        raise ValueError(f"{path} does not fit GMAI-VL: {wrong}")
+    model = _load(GMAIVLForConditionalGeneration, path, extra=False, dtype=dtype or "auto")
     processor = AutoProcessor.from_pretrained(path)
     try:
         chat.check_processor(processor, model.config, model.get_input_embeddings().num_embeddings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; save it again with its own model") from error
     return model, processor
+
+
+def _load(kind, name, *, extra: bool, **options):
+    """`kind.from_pretrained(name)`, but raise ValueError where transformers only warns.
+
+    A missing or misshapen weight would be drawn at random. `extra`: there may be more weights
+    than the model has, as in a CLIP checkpoint, whose text tower is not used.
+    """
+    with explained(name):
+        model, report = kind.from_pretrained(
+            name,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, with their names
+            **options,
+        )
+    if extra:
+        report = report | {"unexpected_keys": ()}
+    wrong = {problem: sorted(keys)[:5] for problem, keys in report.items() if keys}
+    if wrong:
+        raise ValueError(f"{name} does not fit {type(model).__name__}: {wrong}")
+    return model
 
 
 def load_pretrained_parts(profile):
@@ -105,7 +117,7 @@ def load_vision_tower(name: str):
     kind = AutoConfig.from_pretrained(name).model_type.removesuffix("_vision_model")
     if kind not in TOWERS:
         raise ValueError(f"{name} is a {kind} model; a vision tower is one of {sorted(TOWERS)}")
-    tower = TOWERS[kind].from_pretrained(name)
+    tower = _load(TOWERS[kind], name, extra=True)
     if kind == "siglip":
         _take_clip_pixels(tower, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
     return tower
@@ -130,7 +142,7 @@ def load_language_model(name: str):
     Its shards are assigned one after the other, so that beside the model only one is in memory.
     """
     if not internlm2.is_internlm2(name):
-        return AutoModelForCausalLM.from_pretrained(name)
+        return _load(AutoModelForCausalLM, name, extra=False)
     config = internlm2.llama_config(name)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
