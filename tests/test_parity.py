@@ -9,7 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from tiny_model import left_padded, picture, talk, tiny_model, tiny_profile, tiny_tokenizer
-from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration, pipeline
+from torch.nn import functional as F
+from transformers import (
+    AutoProcessor,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    pipeline,
+)
 
 from gmai_lib import lens
 from gmai_lib.model import chat, gmai_vl, weights
@@ -204,3 +212,46 @@ def test_pipeline_auto_processor_and_chat_template_answer_alike(pair, checkpoint
     settings = {"max_new_tokens": 8, "do_sample": False}
     said = answerer(text=messages, generate_kwargs=settings, return_full_text=False)
     assert said[0]["generated_text"].strip() == expected
+
+
+def test_export_of_every_pair_gives_the_same_logits_and_pixels(pair, tokenizer, tmp_path):
+    model = pair[0]
+    processor = chat.build_processor(tokenizer, model.config.vision_config)
+    weights.export_llava(model, processor, tmp_path / "llava")
+    llava, report = LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "llava", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    plain = AutoProcessor.from_pretrained(tmp_path / "llava")
+    prompt = chat.render(talk("<image>\nWhich organ is it?"))[0]
+    inputs = plain(text=prompt, images=[picture(0)], return_tensors="pt")
+    pixels = chat.pixel_values([picture(0)], model.config.vision_config)
+    torch.testing.assert_close(inputs["pixel_values"], pixels, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        theirs = llava.eval()(**inputs).logits
+        ours = model(input_ids=inputs["input_ids"], pixel_values=pixels).logits
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_any_causal_language_model_can_be_joined(pair, tokenizer):
+    """GPT-2 names its parts otherwise and has learned positions."""
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=600, initializer_range=0.3)
+    )
+    model = gmai_vl.from_parts(pair[0].vision_tower, gpt2.eval(), tokenizer)
+    batch = batch_of(TALKS["mixed batch"], tokenizer, model)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    expected = gpt2(**spliced(model, batch)).logits
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(model(**inputs).logits[real], expected[real], **TOLERANCE)
+    learned = batch["labels"][:, 1:]
+    loss = F.cross_entropy(expected[:, :-1].flatten(0, 1), learned.flatten())
+    torch.testing.assert_close(model(**batch).loss, loss, **TOLERANCE)
+    prompts = prompts_of(TALKS["mixed batch"], tokenizer, model)
+    said = model.generate(**prompts, max_new_tokens=6, do_sample=False)
+    settings = {"suppress_tokens": [model.config.image_token_id], "do_sample": False}
+    settings |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    theirs = gpt2.generate(**spliced(model, prompts), **settings, max_new_tokens=6)
+    assert torch.equal(said[:, prompts["input_ids"].shape[1] :], theirs)

@@ -3,8 +3,9 @@
     config = GMAIVLConfig.from_pretrained(folder)
     vision_config(profile), text_config(profile, tokenizer)  # transformers' own
 
-The vision tower is CLIP's or SigLIP's, the language model any with Llama's structure (Llama,
-Qwen2, Mistral, ...; InternLM2.5 is converted to Llama). Paper: section 4.1.
+The vision tower is CLIP's or SigLIP's, the language model any causal one of transformers
+(InternLM2.5 is converted to Llama); a profile can shape those with Llama's field names. Paper:
+section 4.1.
 """
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig

@@ -7,7 +7,7 @@ Paper: section 4.1 and figure 1 (CLIP ViT-L/14-336 + MLP + InternLM2.5-7B, a LLa
 Departs: 4-D attention masks, so that packed samples do not see each other (the authors' code
 does this inside a flash-attention wrapper); a placeholder mismatch raises where the authors'
 code cuts or repeats image features; only the tower layers that are used are computed. The tower
-may also be SigLIP's, the language model any with Llama's structure (Qwen2, Mistral, ...), and
+may also be SigLIP's, the language model any causal one (Qwen2, Mistral, GPT-2, ...), and
 `pixel_shuffle` may join patches: all by config, none of it in the paper.
 References: same contract as transformers' `LlavaForConditionalGeneration`, to which
 `gmai_lib.model.weights.export_llava` converts.
@@ -115,12 +115,14 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         In bf16 they are wrong by up to 0.4 %, 0.16 radian after 100 tokens; no checkpoint
         stores them, so a model trained on rounded ones would be evaluated on others.
         """
-        rotary = self.language_model.model.rotary_emb
-        exact = {name: buffer for name, buffer in rotary.named_buffers() if "inv_freq" in name}
+        language_model = self.language_model
+        exact = {n: buffer for n, buffer in language_model.named_buffers() if "inv_freq" in n}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
-            if getattr(rotary, name).dtype != buffer.dtype:
-                setattr(rotary, name, buffer.to(getattr(rotary, name).device))
+            owner, _, own_name = name.rpartition(".")
+            module = language_model.get_submodule(owner)
+            if getattr(module, own_name).dtype != buffer.dtype:
+                setattr(module, own_name, buffer.to(getattr(module, own_name).device))
         return self
 
     def get_input_embeddings(self):
@@ -193,7 +195,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None and not (past_key_values and past_key_values.get_seq_length()):
             self._check_length(inputs_embeds.shape[1])
 
-        outputs = self.language_model.model(
+        outputs = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=self._language_mask(attention_mask, inputs_embeds.dtype),
             position_ids=position_ids,
@@ -207,7 +209,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return CausalLMOutputWithPast(loss=loss)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(
-            logits=self.language_model.lm_head(hidden[:, kept]),
+            logits=self.get_output_embeddings()(hidden[:, kept]),
             past_key_values=outputs.past_key_values,
         )
 
@@ -224,7 +226,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Cross-entropy of the next token, in float32, at the supervised positions."""
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
-        logits = self.language_model.lm_head(hidden[:, :-1][supervised]).float()  # (S, V)
+        logits = self.get_output_embeddings()(hidden[:, :-1][supervised]).float()  # (S, V)
         losses = F.cross_entropy(logits, targets[supervised], reduction="none")
         count = len(losses)
         if label_weights is not None:
