@@ -251,3 +251,14 @@ def test_peft_loads_the_unmerged_export(model, batch, tokenizer, tmp_path):
     llava = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
     adapted = peft.PeftModel.from_pretrained(llava, tmp_path / "llava" / "adapter")
     torch.testing.assert_close(logits_of(adapted, batch), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_peft_trains_beside_nf4_weights(model, batch):
+    peft = pytest.importorskip("peft", reason="PEFT trains the adapters")
+    pytest.importorskip("bitsandbytes", reason="NF4 needs bitsandbytes")
+    weights.quantize_language_model(model, "nf4").train()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=lora.TARGETS, r=RANK))
+    up_proj = adapted.get_base_model().language_model.model.layers[0].mlp.up_proj
+    assert type(up_proj).__name__ == "Linear4bit" and "peft" in type(up_proj).__module__
+    adapted(**batch).loss.backward()
+    assert all(p.grad is not None for n, p in adapted.named_parameters() if "lora_B" in n)

@@ -289,6 +289,7 @@ def quantize_language_model(model: GMAIVLForConditionalGeneration, kind: str):
         new.bias = old.bias
         parent, _, child = name.rpartition(".")
         setattr(blocks.get_submodule(parent), child, new.to(weight.device))  # quantises
+    model.is_loaded_in_4bit, model.is_loaded_in_8bit = kind == "nf4", kind == "int8"  # PEFT asks
     return model
 
 
