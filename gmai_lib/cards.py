@@ -21,8 +21,8 @@ import yaml
 
 from gmai_lib import outputs, report
 from gmai_lib.dataset import licenses
-from gmai_lib.dataset.croissant import LIMITS, NOT_CLINICAL
-from gmai_lib.schema import LANGUAGES, SUBSETS
+from gmai_lib.dataset.croissant import LIMITS
+from gmai_lib.schema import LANGUAGES, NOT_CLINICAL, SUBSETS
 
 # Percent of image records; arXiv:2411.14522 v2, figure 2. OCT and infrared reflectance are 1.4
 # and 2.0 in an order that the figure leaves unclear.

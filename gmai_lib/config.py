@@ -77,10 +77,21 @@ TABLE_10 = (
     ("medical text", 0, 100, {"*/text_single": 1_000_000, "*/text_multi": 649_000}),
 )
 
+# Center and width in Hounsfield units, as set on most radiology workstations. The dataset is built
+# with them, and every checkpoint's processor names them (model.chat).
+CT_WINDOWS = {
+    "soft tissue": (50.0, 400.0),
+    "mediastinum": (50.0, 350.0),
+    "lung": (-600.0, 1500.0),
+    "liver": (30.0, 150.0),
+    "brain": (40.0, 80.0),
+    "bone": (400.0, 1800.0),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """A CLIP-layout vision transformer (names as in transformers' CLIPVisionConfig)."""
+    """A CLIP or SigLIP vision transformer (names as in transformers' CLIPVisionConfig)."""
 
     pretrained: str  # hub id or folder; "" = trained from scratch in notebook 05
     image_size: int  # pixels, square
@@ -90,20 +101,32 @@ class VisionConfig:
     num_hidden_layers: int
     num_attention_heads: int
     hidden_act: str = "quick_gelu"  # OpenAI's CLIP
+    model_type: str = "clip"  # or "siglip", which has no class token
+    pixel_shuffle: int = 1  # so many patches a side become one token; 1 = none [code]
 
     @property
     def num_patches(self) -> int:
-        """Image tokens the language model receives per image (class token dropped)."""
+        """Patches the tower computes per image, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def tokens_per_image(self) -> int:
+        """Image tokens the language model receives per image."""
+        return self.num_patches // self.pixel_shuffle**2
+
     def __post_init__(self):
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide {self.image_size}")
+        if self.image_size % (self.patch_size * self.pixel_shuffle):
+            raise ValueError(
+                f"patch_size {self.patch_size} x pixel_shuffle {self.pixel_shuffle} does not "
+                f"divide {self.image_size}"
+            )
+        if self.model_type not in ("clip", "siglip"):
+            raise ValueError(f"vision model_type {self.model_type!r} is neither clip nor siglip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """A Llama-layout language model (names as in transformers' LlamaConfig)."""
+    """A language model with Llama's structure (names as in transformers' LlamaConfig)."""
 
     pretrained: str  # hub id or folder; "" = trained from scratch in notebook 05
     vocab_size: int
@@ -115,6 +138,8 @@ class TextConfig:
     max_position_embeddings: int
     rope_theta: float
     tie_word_embeddings: bool = False
+    model_type: str = "llama"  # of transformers: InternLM2.5 is converted to it
+    rope_scaling_factor: float = 1.0  # dynamic NTK beyond max_position_embeddings; 1 = none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,6 +385,7 @@ def paper() -> Profile:
             num_key_value_heads=8,
             max_position_embeddings=32768,
             rope_theta=1e6,
+            rope_scaling_factor=2.0,  # config.json of internlm2_5-7b-chat: dynamic, 2.0
         ),
         stand_ins=None,
         # [paper] table 10
@@ -403,6 +429,7 @@ def single_gpu() -> Profile:
             max_position_embeddings=32768,
             rope_theta=1e6,
             tie_word_embeddings=True,
+            model_type="qwen2",
         ),
         stages=tuple(
             replace(s, global_batch_size=64, micro_batch_size=4, **changes) for s in base.stages

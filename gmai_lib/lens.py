@@ -13,7 +13,7 @@ Paper: none of this is in it. Shape letters: L layers, N heads, T tokens, P patc
 import numpy as np
 import torch
 
-from gmai_lib.model import chat
+from gmai_lib.model import chat, views
 
 
 def reply(model, processor, images, conversation, max_new_tokens: int = 64) -> str:
@@ -48,7 +48,7 @@ def answer_attention(model, processor, image, question: str):
 
     A (rows, columns) array: the mean over heads and layers, scaled to sum 1 over the patches.
     Runs once with the "eager" implementation, the only one that returns weights, and puts the
-    model's own back.
+    model's own back. Of an image in tiles, it is the attention to the whole.
     """
     inputs = _inputs(model, processor, [image], _turns(question, 1))
     weights: list[torch.Tensor] = []
@@ -66,7 +66,8 @@ def answer_attention(model, processor, image, question: str):
         for hook in hooks:
             hook.remove()
     last = torch.stack([w[0, :, -1] for w in weights]).float().mean((0, 1))  # (L, N, T) -> (T,)
-    patches = last[inputs["input_ids"][0] == model.config.image_token_id]  # (P,)
+    patches = last[inputs["input_ids"][0] == model.config.image_token_id]
+    patches = patches[: model.config.tokens_per_image]  # (P,)
     return (patches / patches.sum()).view(_grid(model), -1).cpu().numpy()
 
 
@@ -81,7 +82,8 @@ def occlusion(model, processor, image, question: str, answer: str):
     ids = torch.tensor([encoded["input_ids"]], device=model.device)
     labels = torch.tensor(encoded["labels"], device=model.device)
     pixels = chat.pixel_values([image], model.config.vision_config).to(model.device, model.dtype)
-    side, patch = _grid(model), model.config.vision_config.patch_size
+    side = _grid(model)
+    patch = model.config.vision_config.image_size // side  # pixels of one token
     covered = pixels.repeat(side * side + 1, 1, 1, 1)
     for index in range(side * side):
         row, column = divmod(index, side)
@@ -119,6 +121,14 @@ def _turns(conversation, num_images: int) -> list[dict]:
 
 
 def _inputs(model, processor, images, conversation) -> dict:
+    config = model.config
+    if config.number_slices:
+        conversation = views.number_slices(conversation)
+    if config.max_tiles > 1:
+        size = config.vision_config.image_size
+        images, conversation, _ = views.with_tiles(
+            images, conversation, size=size, max_tiles=config.max_tiles
+        )
     ids = chat.encode_prompt(conversation, processor.tokenizer, model.config.tokens_per_image)
     inputs = {"input_ids": torch.tensor([ids], device=model.device)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -129,5 +139,5 @@ def _inputs(model, processor, images, conversation) -> dict:
 
 
 def _grid(model) -> int:
-    vision = model.config.vision_config
-    return vision.image_size // vision.patch_size
+    """Image tokens along one side."""
+    return int(model.config.tokens_per_image**0.5)

@@ -5,6 +5,7 @@ Notebooks talk to each other only through these folders (README, "The chain").
 
 import json
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,24 @@ def atomic(path: Path):
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path):
+    """Yield an empty sibling folder; it replaces `path` only if the block succeeds."""
+    path = Path(path)
+    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old"))
+    for leftover in (partial, old):  # of a killed run
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value) -> Path:

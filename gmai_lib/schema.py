@@ -13,6 +13,11 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field, fields
 
+NOT_CLINICAL = (  # in every card and in the dataset's metadata
+    "For research and teaching only. Nothing here is a medical device, and no answer of the model "
+    "may influence the care of a person."
+)
+
 # The paper's 13 modalities.
 IMAGE_MODALITIES = (
     "CT",

@@ -10,7 +10,7 @@ import io
 import os
 import time
 
-from gmai_lib import report
+from gmai_lib import grounding, report
 
 STATIC = "GMAI_LIB_STATIC"
 _BUBBLE = "margin:3px 0;padding:4px 9px;border-radius:8px;max-width:60em;white-space:pre-wrap"
@@ -34,7 +34,7 @@ def card(sample: dict, *, width: int = 224) -> str:
         f'<img width="{width}" src="data:image/png;base64,{_png(image, sample.get("boxes", []))}">'
         for image in sample.get("images", [])
     )
-    keys = ("subset", "language", "modality", "source", "license", "split")
+    keys = ("subset", "language", "modality", "source", "license", "split", "problems")
     about = " &middot; ".join(html.escape(str(sample[k])) for k in keys if sample.get(k))
     turns = "".join(
         f'<div style="{_ROLE_STYLES[turn["role"]]}">'
@@ -110,7 +110,10 @@ class TrainingView:
 
 
 def chat(model, processor, image: bytes, questions: list[str]):
-    """Return a chat about `image`; static: the answers to `questions`, one conversation."""
+    """Return a chat about `image`; static: the answers to `questions`, one conversation.
+
+    The picture carries the boxes of the last answer; malformed ones are named above the turns.
+    """
     from gmai_lib import lens
 
     turns: list[dict] = []
@@ -121,6 +124,7 @@ def chat(model, processor, image: bytes, questions: list[str]):
         answer = lens.reply(model, processor, [image], turns)
         # A small model may write its own end-of-turn text; it must not end the turn it is in.
         turns.append({"role": "assistant", "content": answer.replace("<|", "< |")})
+        sample.update(_grounded(answer))
 
     sample = {"images": [image], "conversations": turns}
     if is_static():
@@ -187,6 +191,14 @@ def audit_form(drawn: list[dict], path, *, by: str):
     button.on_click(on_click)
     turn()
     return ipywidgets.VBox([status, page, *sliders.values(), comment, button])
+
+
+def _grounded(answer: str) -> dict:
+    """What `card` draws and names of an answer: its boxes, and what is malformed."""
+    read = grounding.parse(answer)
+    corners = ("x1", "y1", "x2", "y2")
+    boxes = [dict(zip(corners, box, strict=True)) for box in read.boxes]
+    return {"boxes": boxes, "problems": "; ".join(read.problems)}
 
 
 def _png(image, boxes) -> str:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny_model import picture, talk, tiny_model, tiny_profile, tiny_tokenizer
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from gmai_lib.model import chat, gmai_vl
 from gmai_lib.model.chat import IGNORE_INDEX, IMAGE_TOKEN
@@ -138,9 +139,9 @@ def encoded_image(mode: str, form: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "LA"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "LA", "CMYK"])
 def test_every_8_bit_image_file_is_read_as_the_processor_reads_it(processor, mode):
-    data = encoded_image(mode)
+    data = encoded_image(mode, "TIFF" if mode == "CMYK" else "PNG")
     opened = Image.open(io.BytesIO(data))
     theirs = processor.image_processor(opened, return_tensors="pt")["pixel_values"]
     ours = chat.pixel_values([data], gmai_vl.vision_config(tiny_profile()))
@@ -160,6 +161,30 @@ def test_more_than_8_bits_raise():
         chat.decode_image(buffer.getvalue())
     with pytest.raises(ValueError, match=r"expected a uint8 .* got int16"):
         chat.decode_image(np.zeros((4, 4), np.int16))
+
+
+@pytest.mark.parametrize("values", [np.zeros((4, 4)), np.full((4, 4, 3), np.nan)], ids=["0", "NaN"])
+def test_floats_raise_with_nan_or_without(values):
+    with pytest.raises(ValueError, match=r"expected a uint8 .* got float64 \(4, 4"):
+        chat.decode_image(values)
+    buffer = io.BytesIO()
+    Image.fromarray(values.reshape(4, -1).astype(np.float32)).save(buffer, "TIFF")
+    with pytest.raises(ValueError, match="image mode F: more than 8 bits a pixel"):
+        chat.decode_image(buffer.getvalue())
+
+
+def test_an_image_too_long_for_a_square_says_so():
+    with pytest.raises(ValueError, match=r"20000 x 3 pixels becomes a square of 20000 x 20000"):
+        chat.square_image(np.zeros((3, 20000), np.uint8), 16)
+    assert chat.square_image(np.zeros((1, 3000), np.uint8), 16).shape == (3, 16, 16)
+
+
+def test_a_bomb_is_a_value_error():
+    row = np.zeros((1, 60000), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(row).resize((60000, 3000)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match=r"exceeds limit .* cut it into tiles first"):
+        chat.decode_image(buffer.getvalue())
 
 
 def test_no_image_gives_no_pixels():
@@ -182,3 +207,25 @@ def test_add_special_tokens_grows_the_model_once(tokenizer):
         .isfinite()
         .all()
     )
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("vocabulary", [300, 400], ids=["grows", "has room"])
+def test_rows_of_new_tokens_start_at_the_mean_of_the_known(tied, vocabulary):
+    plain = tiny_tokenizer().train_new_from_iterator(["some plain words"], 300)
+    known = sorted(plain.get_vocab().values())
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(
+        LlamaConfig(**sizes, **heads, vocab_size=vocabulary, tie_word_embeddings=tied)
+    )
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    before = [layer.weight.detach().clone() for layer in layers]
+    chat.add_special_tokens(plain, model)
+    new = [i for i in plain.get_vocab().values() if i not in known]
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    for layer, old in zip(layers, before, strict=True):
+        torch.testing.assert_close(layer.weight[new], old[known].mean(0).expand(len(new), -1))
+        assert torch.equal(layer.weight[known], old[known]), "the known ones stay"
+    assert (layers[0].weight.data_ptr() == layers[1].weight.data_ptr()) == tied

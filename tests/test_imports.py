@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gmai_lib"
 # Lower layers first; a module may import its own layer and those before it.
 LAYERS = [
-    {"config", "schema", "outputs", "llm"},
+    {"config", "schema", "outputs", "llm", "grounding"},
     {"dataset", "model"},
     {"training", "evaluation"},
     {"report", "cards", "lens", "doctor"},

@@ -51,6 +51,15 @@ def test_card_draws_the_boxes():
     assert widgets.card(SAMPLE) != widgets.card(SAMPLE | {"boxes": []})
 
 
+def test_boxes_of_an_answer_are_drawn_and_malformed_ones_named():
+    plain = SAMPLE | {"boxes": []}
+    said = "<ref>nodule</ref><box>[[0.1, 0.1, 0.5, 0.5], [5, 1, 2, 3]]</box>"
+    page = widgets.card(plain | widgets._grounded(said))
+    alone = widgets.card(plain | widgets._grounded("<box>[[0.1, 0.1, 0.5, 0.5]]</box>"))
+    assert alone == widgets.card(SAMPLE) != widgets.card(plain)
+    assert "box [5, 1, 2, 3]: beyond 0..1" in page and "beyond" not in alone
+
+
 def test_browse_is_a_page_when_static_and_a_slider_when_live(static, monkeypatch):
     assert widgets.browse([SAMPLE] * 6, first=2).data.count("<img") == 2
     monkeypatch.delenv(widgets.STATIC)

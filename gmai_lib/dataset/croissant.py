@@ -19,13 +19,9 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from gmai_lib.dataset import recipes
 from gmai_lib.outputs import read_json, write_json
-from gmai_lib.schema import SPLITS, sample_features
+from gmai_lib.schema import NOT_CLINICAL, SPLITS, sample_features
 
 NAME = "croissant.json"
-NOT_CLINICAL = (
-    "For research and teaching only. Nothing here is a medical device, and no answer of the model "
-    "may influence the care of a person."
-)
 LIMITS = (
     "Phantoms are procedural pictures. They teach and test the machinery, not medicine.",
     "Template text is less varied than human text, and says nothing the annotation does not say.",

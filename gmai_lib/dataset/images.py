@@ -21,15 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# Center and width in Hounsfield units, as set on most radiology workstations.
-CT_WINDOWS = {
-    "soft tissue": (50.0, 400.0),
-    "mediastinum": (50.0, 350.0),
-    "lung": (-600.0, 1500.0),
-    "liver": (30.0, 150.0),
-    "brain": (40.0, 80.0),
-    "bone": (400.0, 1800.0),
-}
+from gmai_lib.config import CT_WINDOWS as CT_WINDOWS  # named in every checkpoint, too
 
 MAX_PIXELS = 89_478_485  # Pillow's own decompression-bomb limit (a quarter GiB of RGB)
 

@@ -20,7 +20,8 @@ from statistics import median
 import numpy as np
 
 from gmai_lib.evaluation.items import Item, question_ids_sha256
-from gmai_lib.evaluation.scoring import extract_boxes, score
+from gmai_lib.evaluation.scoring import score
+from gmai_lib.grounding import extract_boxes
 
 PROTOCOL = "greedy; answer read by rule, abstention is wrong; open answers by exact match"
 

@@ -20,6 +20,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from gmai_lib.grounding import extract_boxes
+
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -302,19 +304,6 @@ def _chinese_number(text: str) -> int | None:
     if len(tens) > 1 or len(units) > 1 or "十" in tens:
         return None
     return (_CHINESE_DIGITS.get(tens, 1) * 10 if ten else 0) + _CHINESE_DIGITS.get(units, 0)
-
-
-def extract_boxes(text: str) -> list[tuple[float, float, float, float]]:
-    """Return the valid boxes x1, y1, x2, y2 (fractions of width and height) in the text.
-
-    Values beyond 0..1 or corners in the wrong order are no box: another scale is not guessed.
-    """
-    number = r"\s*(-?\d+(?:\.\d+)?)\s*"
-    found = re.findall(rf"\[{number},{number},{number},{number}\]", text)
-    bare = re.fullmatch(rf"{number} {number} {number} {number}", text.split("<|im_end|>")[0])
-    found += [bare.groups()] if bare else []
-    boxes = [tuple(float(value) for value in box) for box in found]
-    return [b for b in boxes if 0 <= b[0] < b[2] <= 1 and 0 <= b[1] < b[3] <= 1]
 
 
 def iou(a: tuple, b: tuple) -> float:

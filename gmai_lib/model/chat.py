@@ -20,6 +20,8 @@ from transformers import AddedToken, LlavaProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from gmai_lib.config import CT_WINDOWS
+
 IMAGE_TOKEN = "<image>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 GROUNDING_TOKENS = ("<ref>", "</ref>", "<box>", "</box>")
@@ -118,15 +120,23 @@ def _widen(values, ids, tokenizer, tokens_per_image):
 def add_special_tokens(tokenizer, language_model=None) -> int:
     """Add the tokens of this module to a pretrained tokenizer; grow `language_model` to match.
 
-    Returns how many were new. New embedding rows start at the mean of the old ones.
+    Returns how many were new. Their rows, of the embedding and of the head, start at the mean of
+    those of the known tokens: a random row can outshout every word in the softmax.
     """
     known = tokenizer.get_vocab()
     new = [token for token in SPECIAL_TOKENS if token not in known]
     tokenizer.add_tokens([token_entry(token) for token in new])
-    if language_model is not None:
-        rows = language_model.get_input_embeddings().num_embeddings
-        if len(tokenizer) > rows:
-            language_model.resize_token_embeddings(len(tokenizer))
+    if language_model is not None and new:
+        if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+            language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        ids, known_ids = tokenizer.convert_tokens_to_ids(new), sorted(set(known.values()))
+        for layer in (
+            language_model.get_input_embeddings(),
+            language_model.get_output_embeddings(),
+        ):
+            with torch.no_grad():  # if both are one matrix, the second time changes nothing
+                mean = layer.weight[known_ids].mean(0, dtype=torch.float32)
+                layer.weight[ids] = mean.to(layer.weight.dtype)
     return len(new)
 
 
@@ -140,14 +150,21 @@ def token_entry(token: str) -> AddedToken:
 
 
 def decode_image(image) -> np.ndarray:
-    """Return (H, W, 3) uint8 from encoded bytes, or from a uint8 array (H, W) or (H, W, 3)."""
+    """Return (H, W, 3) uint8 from encoded bytes, or from a uint8 array (H, W) or (H, W, 3).
+
+    Raises ValueError for more than 8 bits a pixel and for floats (with NaN or not): which values
+    are black and white is the dataset's business (`dataset.images.window`), never a guess here.
+    """
     if isinstance(image, bytes):
-        with Image.open(io.BytesIO(image)) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(
-                    f"image mode {opened.mode}: more than 8 bits a pixel; window it first"
-                )
-            return np.asarray(opened.convert("RGB"))
+        try:
+            with Image.open(io.BytesIO(image)) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    raise ValueError(
+                        f"image mode {opened.mode}: more than 8 bits a pixel; window it first"
+                    )
+                return np.asarray(opened.convert("RGB"))
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{error}; cut it into tiles first") from error
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ValueError(
@@ -166,6 +183,11 @@ def square_image(image, size: int) -> torch.Tensor:
     array = decode_image(image)
     height, width = array.shape[:2]
     side = max(height, width)
+    if side * side > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"an image of {width} x {height} pixels becomes a square of {side} x {side}, more "
+            f"than {Image.MAX_IMAGE_PIXELS:,}; crop it or cut it into tiles first"
+        )
     square = Image.new("RGB", (side, side), PADDING_COLOUR)
     square.paste(Image.fromarray(array), ((side - width) // 2, (side - height) // 2))
     resized = np.array(square.resize((size, size), Image.Resampling.BICUBIC))
@@ -187,21 +209,57 @@ def pixel_values(images, vision_config) -> torch.Tensor:
     return normalize_pixels(torch.stack([square_image(image, size) for image in images]))
 
 
-def build_processor(tokenizer, vision_config) -> LlavaProcessor:
+def build_processor(tokenizer, vision_config, *, pixel_shuffle: int = 1) -> LlavaProcessor:
     """Return the processor saved beside a checkpoint.
 
     It is transformers' own LLaVA processor, so that `AutoProcessor` loads it without this
     package. `LlavaImageProcessorPil` needs no torchvision and pads to a square before it resizes.
+    Its `ct_windows` say how CT values became the grey levels that the model has learned from.
     """
     size = {"height": vision_config.image_size, "width": vision_config.image_size}
+    image_processor = LlavaImageProcessorPil(
+        do_pad=True, size=size, crop_size=size, do_center_crop=False
+    )
+    image_processor.ct_windows = {name: list(values) for name, values in CT_WINDOWS.items()}
+    class_tokens = int(vision_config.model_type.startswith("clip"))  # SigLIP has none
     return LlavaProcessor(
-        image_processor=LlavaImageProcessorPil(
-            do_pad=True, size=size, crop_size=size, do_center_crop=False
-        ),
+        image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=vision_config.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, which "default" then drops
+        patch_size=vision_config.patch_size * pixel_shuffle,  # of what becomes one token
+        vision_feature_select_strategy="default" if class_tokens else "full",
+        num_additional_image_tokens=class_tokens,  # which "default" then drops
         chat_template=CHAT_TEMPLATE,
         image_token=IMAGE_TOKEN,
     )
+
+
+def check_processor(processor, config, rows: int):
+    """Raise ValueError if a loaded processor does not fit the model, with every difference.
+
+    `config` is the model's GMAIVLConfig, `rows` how many token embeddings it has. A processor of
+    another model would give wrong answers without any error: other pixels, or other words.
+    """
+    images, tokenizer = processor.image_processor, processor.tokenizer
+    size, side = config.vision_config.image_size, int(config.tokens_per_image**0.5)
+    windows = {name: list(values) for name, values in CT_WINDOWS.items()}
+    found_and_expected = {
+        f"id of {IMAGE_TOKEN}": (
+            tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            config.image_token_id,
+        ),
+        "image size": ((images.size["height"], images.size["width"]), (size, size)),
+        "patch size": (processor.patch_size, size // side),
+        "square padding": (bool(images.do_pad and not images.do_center_crop), True),
+        "pixel mean": (list(images.image_mean), list(OPENAI_CLIP_MEAN)),
+        "pixel deviation": (list(images.image_std), list(OPENAI_CLIP_STD)),
+        "CT windows": (getattr(images, "ct_windows", None), windows),
+    }
+    wrong = [
+        f"{name} is {found}, expected {expected}"
+        for name, (found, expected) in found_and_expected.items()
+        if found != expected
+    ]
+    if len(tokenizer) > rows:
+        wrong.append(f"the tokenizer has {len(tokenizer)} tokens for {rows} embeddings")
+    if wrong:
+        raise ValueError(f"the processor does not fit the weights: {'; '.join(wrong)}")

@@ -6,7 +6,9 @@
 Paper: section 4.1 and figure 1 (CLIP ViT-L/14-336 + MLP + InternLM2.5-7B, a LLaVA layout).
 Departs: 4-D attention masks, so that packed samples do not see each other (the authors' code
 does this inside a flash-attention wrapper); a placeholder mismatch raises where the authors'
-code cuts or repeats image features; only the tower layers that are used are computed.
+code cuts or repeats image features; only the tower layers that are used are computed. The tower
+may also be SigLIP's, the language model any causal one (Qwen2, Mistral, GPT-2, ...), and
+`pixel_shuffle` may join patches: all by config, none of it in the paper.
 References: same contract as transformers' `LlavaForConditionalGeneration`, to which
 `gmai_lib.model.weights.export_llava` converts.
 
@@ -14,19 +16,20 @@ Shape letters: B batch, T tokens, N images, P patches per image, D language-mode
 V vocabulary, S supervised positions (labels that count).
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    CLIPVisionConfig,
-    CLIPVisionModel,
+    AutoProcessor,
     GenerationConfig,
     GenerationMixin,
-    LlamaConfig,
-    PreTrainedConfig,
+    LlavaProcessor,
     PreTrainedModel,
 )
 from transformers.activations import ACT2FN
@@ -34,41 +37,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from gmai_lib.config import PARTS
 from gmai_lib.model.chat import IGNORE_INDEX, IMAGE_TOKEN, TURN_END
-
-
-class GMAIVLConfig(PreTrainedConfig):
-    """The configurations of the two backbones and how they are joined."""
-
-    model_type = "gmai_vl"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
-
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    image_token_id: int = 0
-    vision_feature_layer: int = -2  # index into [embeddings, layer 1, ..., layer L]
-    projector_hidden_act: str = "gelu"
-
-    def __post_init__(self, **kwargs):
-        for name, default in (("vision_config", CLIPVisionConfig), ("text_config", LlamaConfig)):
-            value = getattr(self, name)
-            if not isinstance(value, PreTrainedConfig):
-                value = dict(value or {})
-                model_type = value.pop("model_type", default.model_type)
-                setattr(self, name, AutoConfig.for_model(model_type, **value))
-        super().__post_init__(**kwargs)
-
-    @property
-    def tokens_per_image(self) -> int:
-        """Placeholders one image occupies: its patches, without the class token."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
-
-    @property
-    def num_used_layers(self) -> int:
-        """Vision tower layers that run: 23 of CLIP-L's 24 for `vision_feature_layer` = -2."""
-        layer, total = self.vision_feature_layer, self.vision_config.num_hidden_layers
-        if not -total - 1 <= layer <= total:
-            raise ValueError(f"vision_feature_layer {layer} in a vision tower of {total} layers")
-        return layer if layer >= 0 else total + 1 + layer
+from gmai_lib.model.configuration import GMAIVLConfig, text_config, vision_config
 
 
 class MultiModalProjector(nn.Module):
@@ -76,13 +45,24 @@ class MultiModalProjector(nn.Module):
 
     def __init__(self, config: GMAIVLConfig):
         super().__init__()
-        width = config.text_config.hidden_size
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, width)
+        width, joined = config.text_config.hidden_size, config.pixel_shuffle**2
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size * joined, width)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, features):
         return self.linear_2(self.act(self.linear_1(features)))
+
+
+def join_patches(features, ratio: int):
+    """Join squares of ratio x ratio patches ("pixel shuffle"): (N, P, C) -> (N, P / r^2, C r^2).
+
+    Fewer tokens of the same content; patches and channels keep their order, row by row.
+    """
+    images, patches, channels = features.shape
+    side = math.isqrt(patches) // ratio
+    grid = features.view(images, side, ratio, side, ratio, channels)
+    return grid.transpose(2, 3).reshape(images, side * side, ratio * ratio * channels)
 
 
 def splice_image_features(inputs_embeds, image_features, input_ids, image_token_id):
@@ -96,14 +76,18 @@ def splice_image_features(inputs_embeds, image_features, input_ids, image_token_
     """
     positions = (input_ids.flatten() == image_token_id).nonzero().squeeze(1)
     images, patches = image_features.shape[:2]
-    if len(positions) != images * patches:
+    _check_placeholders(len(positions), images, patches)
+    features = image_features.flatten(0, 1).to(inputs_embeds.dtype)
+    return inputs_embeds.flatten(0, 1).index_copy(0, positions, features).view_as(inputs_embeds)
+
+
+def _check_placeholders(found: int, images: int, patches: int):
+    if found != images * patches:
         raise ValueError(
-            f"{len(positions)} image placeholders in input_ids but {images * patches} image "
+            f"{found} image placeholders in input_ids but {images * patches} image "
             f"features ({images} images x {patches} patches); every <image> must be widened to "
             f"{patches} ids, and pixel_values must hold exactly the images of this batch"
         )
-    features = image_features.flatten(0, 1).to(inputs_embeds.dtype)
-    return inputs_embeds.flatten(0, 1).index_copy(0, positions, features).view_as(inputs_embeds)
 
 
 class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -120,7 +104,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: GMAIVLConfig):
         super().__init__(config)
-        self.vision_tower = CLIPVisionModel._from_config(config.vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = MultiModalProjector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
@@ -131,12 +115,14 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         In bf16 they are wrong by up to 0.4 %, 0.16 radian after 100 tokens; no checkpoint
         stores them, so a model trained on rounded ones would be evaluated on others.
         """
-        rotary = self.language_model.model.rotary_emb
-        exact = {name: buffer for name, buffer in rotary.named_buffers() if "inv_freq" in name}
+        language_model = self.language_model
+        exact = {n: buffer for n, buffer in language_model.named_buffers() if "inv_freq" in n}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
-            if getattr(rotary, name).dtype != buffer.dtype:
-                setattr(rotary, name, buffer.to(getattr(rotary, name).device))
+            owner, _, own_name = name.rpartition(".")
+            module = language_model.get_submodule(owner)
+            if getattr(module, own_name).dtype != buffer.dtype:
+                setattr(module, own_name, buffer.to(getattr(module, own_name).device))
         return self
 
     def get_input_embeddings(self):
@@ -152,10 +138,15 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         states would compute them and keep every one in memory.
         """
         tower = self.vision_tower
-        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))  # (N, 1 + P, vision width)
+        hidden = tower.embeddings(pixel_values)  # (N, class token + P, vision width)
+        if self.config.class_tokens:
+            hidden = tower.pre_layrnorm(hidden)
         for layer in tower.encoder.layers[: self.config.num_used_layers]:
             hidden = layer(hidden, attention_mask=None)
-        return self.multi_modal_projector(hidden[:, 1:])  # without the class token
+        patches = hidden[:, self.config.class_tokens :]
+        if self.config.pixel_shuffle > 1:
+            patches = join_patches(patches, self.config.pixel_shuffle)
+        return self.multi_modal_projector(patches)
 
     def forward(
         self,
@@ -201,8 +192,10 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             size = self.config.vision_config.image_size
             blank = inputs_embeds.new_zeros((1, 3, size, size))
             inputs_embeds = inputs_embeds + 0 * self.image_features(blank).sum()
+        if labels is None and not (past_key_values and past_key_values.get_seq_length()):
+            self._check_length(inputs_embeds.shape[1])
 
-        outputs = self.language_model.model(
+        outputs = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=self._language_mask(attention_mask, inputs_embeds.dtype),
             position_ids=position_ids,
@@ -216,15 +209,24 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return CausalLMOutputWithPast(loss=loss)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(
-            logits=self.language_model.lm_head(hidden[:, kept]),
+            logits=self.get_output_embeddings()(hidden[:, kept]),
             past_key_values=outputs.past_key_values,
         )
+
+    def _check_length(self, length: int):
+        context = self.config.text_config.max_position_embeddings
+        if length > context:
+            raise ValueError(
+                f"the prompt has {length} tokens, {length - context} more than the context of "
+                f"{context}; shorten the text or use fewer images (each of them costs "
+                f"{self.config.tokens_per_image})"
+            )
 
     def _loss(self, hidden, labels, label_weights, num_items_in_batch):
         """Cross-entropy of the next token, in float32, at the supervised positions."""
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
-        logits = self.language_model.lm_head(hidden[:, :-1][supervised]).float()  # (S, V)
+        logits = self.get_output_embeddings()(hidden[:, :-1][supervised]).float()  # (S, V)
         losses = F.cross_entropy(logits, targets[supervised], reduction="none")
         count = len(losses)
         if label_weights is not None:
@@ -243,11 +245,29 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         return mask.to(dtype)
 
+    def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
+        """Repeat the inputs for beams or several samples; images stay with their row.
+
+        transformers repeats each image in place, which would give the two images of one row to
+        its first copy twice over.
+        """
+        pixels = kwargs.pop("pixel_values", None)
+        if pixels is not None and expand_size > 1:
+            patches = self.config.tokens_per_image
+            placeholders = (input_ids == self.config.image_token_id).sum(1)
+            _check_placeholders(int(placeholders.sum()), len(pixels), patches)
+            rows = pixels.split((placeholders // patches).tolist())
+            pixels = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs if pixels is None else kwargs | {"pixel_values": pixels}
+
     def set_trainable(self, parts):
         """Let only `parts` learn (names of config.PARTS).
 
-        Tower layers after `vision_feature_layer` receive no gradient in any stage and stay
-        frozen, so that weight decay does not shrink them.
+        What comes after `vision_feature_layer` in the tower receives no gradient in any stage and
+        stays frozen, so that weight decay does not shrink it.
         """
         unknown = set(parts) - set(PARTS)
         if unknown:
@@ -255,7 +275,9 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(part_of(name) in parts)
         self.vision_tower.encoder.layers[self.config.num_used_layers :].requires_grad_(False)
-        self.vision_tower.post_layernorm.requires_grad_(False)
+        for name, module in self.vision_tower.named_children():
+            if name in ("post_layernorm", "head"):
+                module.requires_grad_(False)
 
     def parameter_table(self) -> list[dict]:
         """One row per part: parameters, and how many of them would learn now."""
@@ -275,30 +297,11 @@ def part_of(parameter_name: str) -> str:
     return part
 
 
-def vision_config(profile) -> CLIPVisionConfig:
-    """transformers' configuration of the profile's vision tower."""
-    names = ("image_size", "patch_size", "hidden_size", "intermediate_size")
-    names += ("num_hidden_layers", "num_attention_heads", "hidden_act")
-    return CLIPVisionConfig(**{name: getattr(profile.vision, name) for name in names})
+def from_parts(vision_tower, language_model, tokenizer, **options):
+    """Join two backbones with a new, untrained projector. The backbones are used, not copied.
 
-
-def text_config(profile, tokenizer) -> LlamaConfig:
-    """transformers' configuration of the profile's language model."""
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "max_position_embeddings", "tie_word_embeddings")
-    return LlamaConfig(
-        vocab_size=max(profile.text.vocab_size, len(tokenizer)),
-        rope_parameters={"rope_type": "default", "rope_theta": profile.text.rope_theta},
-        rms_norm_eps=1e-5,  # InternLM2.5's
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,  # the chat template has none
-        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
-        **{name: getattr(profile.text, name) for name in names},
-    )
-
-
-def from_parts(vision_tower, language_model, tokenizer, *, vision_feature_layer: int = -2):
-    """Join two backbones with a new, untrained projector. The backbones are used, not copied."""
+    `options` are further fields of GMAIVLConfig: `vision_feature_layer`, `pixel_shuffle`, ...
+    """
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     rows = language_model.get_input_embeddings().num_embeddings
     if image_token_id is None or not image_token_id < rows or len(tokenizer) > rows:
@@ -310,7 +313,7 @@ def from_parts(vision_tower, language_model, tokenizer, *, vision_feature_layer:
         vision_config=vision_tower.config,
         text_config=language_model.config,
         image_token_id=image_token_id,
-        vision_feature_layer=vision_feature_layer,
+        **options,
     )
     with torch.device("meta"):  # no second copy of the backbones, not even for a moment
         model = GMAIVLForConditionalGeneration(joined)
@@ -331,12 +334,14 @@ def from_parts(vision_tower, language_model, tokenizer, *, vision_feature_layer:
 def from_profile(profile, tokenizer) -> GMAIVLForConditionalGeneration:
     """Build an untrained model of the profile's shape (seed torch before for a repeatable one)."""
     return from_parts(
-        CLIPVisionModel(vision_config(profile)),
+        AutoModel.from_config(vision_config(profile)),
         AutoModelForCausalLM.from_config(text_config(profile, tokenizer)),
         tokenizer,
         vision_feature_layer=profile.vision_feature_layer,
+        pixel_shuffle=profile.vision.pixel_shuffle,
     )
 
 
 AutoConfig.register(GMAIVLConfig.model_type, GMAIVLConfig)
 AutoModelForImageTextToText.register(GMAIVLConfig, GMAIVLForConditionalGeneration)
+AutoProcessor.register(GMAIVLConfig, LlavaProcessor)

@@ -7,73 +7,85 @@ plain transformers, vLLM and others read.
 [NOT IMPLEMENTED] saving a quantised model; quantise after loading instead.
 """
 
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoProcessor,
     AutoTokenizer,
     CLIPVisionModel,
-    LlamaConfig,
     LlamaForCausalLM,
-    LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SiglipVisionModel,
+)
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from gmai_lib.model import chat
+from gmai_lib.model import chat, internlm2, lora
 from gmai_lib.model.gmai_vl import GMAIVLForConditionalGeneration
-from gmai_lib.outputs import read_json
+from gmai_lib.model.tensor_files import explained, read_tensors, weight_files
+from gmai_lib.outputs import atomic, atomic_folder
+from gmai_lib.schema import NOT_CLINICAL
 
+TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 QUANTISATIONS = ("nf4", "int8")
 
 
 def save_checkpoint(model, processor, path: Path) -> Path:
     """Write model, generation settings, tokenizer and processor to the folder `path`."""
-    with _atomic_folder(path) as partial:
+    with atomic_folder(path) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
     return Path(path)
 
 
-@contextmanager
-def _atomic_folder(path: Path):
-    """Yield an empty sibling folder; it replaces `path` only if the block succeeds."""
-    path = Path(path)
-    partial, old = (path.with_name(f".{path.name}.{end}") for end in ("partial", "old"))
-    for leftover in (partial, old):  # of a killed run
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def load_checkpoint(path: Path, *, dtype=None):
     """Return (model, processor) of a folder that `save_checkpoint` wrote; dtype as saved if None.
 
-    Raises FileNotFoundError where there is no checkpoint, ValueError where weights are missing.
+    Raises FileNotFoundError where there is no checkpoint or a part of it is missing, ValueError
+    where a weight is missing, extra or misshapen, and where the processor is another model's.
     """
     if not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"no checkpoint in {path}: config.json is missing")
-    model, report = GMAIVLForConditionalGeneration.from_pretrained(
-        path, dtype=dtype or "auto", output_loading_info=True
-    )
-    wrong = {name: sorted(keys)[:5] for name, keys in report.items() if keys}
+    weight_files(path)  # raises if one is not there
+    model = _load(GMAIVLForConditionalGeneration, path, extra=False, dtype=dtype or "auto")
+    processor = AutoProcessor.from_pretrained(path)
+    try:
+        chat.check_processor(processor, model.config, model.get_input_embeddings().num_embeddings)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; save it again with its own model") from error
+    return model, processor
+
+
+def _load(kind, name, *, extra: bool, **options):
+    """`kind.from_pretrained(name)`, but raise ValueError where transformers only warns.
+
+    A missing or misshapen weight would be drawn at random. `extra`: there may be more weights
+    than the model has, as in a CLIP checkpoint, whose text tower is not used.
+    """
+    with explained(name):
+        model, report = kind.from_pretrained(
+            name,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, with their names
+            **options,
+        )
+    if extra:
+        report = report | {"unexpected_keys": ()}
+    wrong = {problem: sorted(keys)[:5] for problem, keys in report.items() if keys}
     if wrong:
-        raise ValueError(f"{path} does not fit GMAI-VL: {wrong}")
-    return model, AutoProcessor.from_pretrained(path)
+        raise ValueError(f"{name} does not fit {type(model).__name__}: {wrong}")
+    return model
 
 
 def load_pretrained_parts(profile):
@@ -88,105 +100,112 @@ def load_pretrained_parts(profile):
                 f"profile {profile.name} names no pretrained {part} part; "
                 "make a stand-in (gmai_lib.model.standins)"
             )
-    vision_tower = CLIPVisionModel.from_pretrained(profile.vision.pretrained)
+    vision_tower = load_vision_tower(profile.vision.pretrained)
     language_model = load_language_model(profile.text.pretrained)
     tokenizer = load_tokenizer(profile.text.pretrained)
     chat.add_special_tokens(tokenizer, language_model)
     return vision_tower, language_model, tokenizer
 
 
-def load_language_model(name: str):
-    """Load a causal language model; an InternLM2 folder is converted to the Llama layout.
+def load_vision_tower(name: str):
+    """Load CLIP's or SigLIP's vision tower by its published name, or from a folder.
 
-    InternLM2 is Llama with other names and one packed query-key-value matrix, but transformers
-    reads it only by running code from the hub. `name` must then be a local folder.
+    Every tower takes the pixels of `chat.pixel_values`, which have CLIP's mean and standard
+    deviation; SigLIP's own are folded into its patch embedding. So there is one preprocessing,
+    whatever the tower.
     """
-    if not _is_internlm2(name):
-        return AutoModelForCausalLM.from_pretrained(name)
-    state = {}
-    for shard in sorted(Path(name).glob("*.safetensors")):
-        state |= load_file(shard)
-    if not state:
-        raise FileNotFoundError(f"{name} has an InternLM2 config.json but no *.safetensors")
-    config = internlm2_config(read_json(Path(name) / "config.json"))
-    with torch.device("meta"):  # the weights are then assigned, not copied
+    kind = AutoConfig.from_pretrained(name).model_type.removesuffix("_vision_model")
+    if kind not in TOWERS:
+        raise ValueError(f"{name} is a {kind} model; a vision tower is one of {sorted(TOWERS)}")
+    tower = _load(TOWERS[kind], name, extra=True)
+    if kind == "siglip":
+        _take_clip_pixels(tower, IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
+    return tower
+
+
+@torch.no_grad()
+def _take_clip_pixels(tower, mean, std):
+    """Let a tower that learned from (x - mean) / std take CLIP's; exact but for rounding."""
+    mean, std, clip_mean, clip_std = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None]
+        for values in (mean, std, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    )
+    patches = tower.embeddings.patch_embedding
+    weight = patches.weight.double()  # (vision width, 3, patch, patch)
+    patches.bias += (weight * (clip_mean - mean) / std).sum((1, 2, 3)).to(patches.bias.dtype)
+    patches.weight.copy_(weight * clip_std / std)
+
+
+def load_language_model(name: str):
+    """Load a causal language model; an InternLM2 folder (local) is converted on the way.
+
+    Its shards are assigned one after the other, so that beside the model only one is in memory.
+    """
+    if not internlm2.is_internlm2(name):
+        return _load(AutoModelForCausalLM, name, extra=False)
+    config = internlm2.llama_config(name)
+    with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    model.load_state_dict(internlm2_to_llama(state, config), strict=True, assign=True)
+    for _, shard in internlm2.converted_shards(name):
+        model.load_state_dict(shard, strict=False, assign=True)
+    model.tie_weights()
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # a buffer no checkpoint stores
     return model
 
 
 def load_tokenizer(name: str):
-    """Load a tokenizer; InternLM2's SentencePiece file through transformers' Llama tokenizer."""
-    if _is_internlm2(name):
-        return LlamaTokenizer.from_pretrained(name, add_bos_token=False)
+    """Load a tokenizer; InternLM2's from its SentencePiece file, without remote code."""
+    if internlm2.is_internlm2(name):
+        return internlm2.load_tokenizer(name)
     return AutoTokenizer.from_pretrained(name)
 
 
-def _is_internlm2(name: str) -> bool:
-    config_file = Path(name) / "config.json"
-    return config_file.is_file() and read_json(config_file).get("model_type") == "internlm2"
+def save_projector(model: GMAIVLForConditionalGeneration, path: Path) -> Path:
+    """Write the projector alone to the safetensors file `path` (stage I trains nothing else)."""
+    with atomic(Path(path)) as partial:
+        save_file(model.multi_modal_projector.state_dict(), partial, metadata={"format": "pt"})
+    return Path(path)
 
 
-def internlm2_config(raw: dict) -> LlamaConfig:
-    """Translate InternLM2's config.json; its field names are Llama's but for the RoPE scaling."""
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    names += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
-    names += ("rms_norm_eps", "tie_word_embeddings", "pad_token_id", "bos_token_id")
-    rope = {"rope_type": "default", "rope_theta": raw["rope_theta"]}
-    if raw.get("rope_scaling"):
-        rope |= {"rope_type": raw["rope_scaling"]["type"], "factor": raw["rope_scaling"]["factor"]}
-    return LlamaConfig(
-        rope_parameters=rope,
-        eos_token_id=raw["eos_token_id"],
-        attention_bias=raw["bias"],
-        **{name: raw[name] for name in names},
-    )
+def load_projector(model: GMAIVLForConditionalGeneration, path: Path):
+    """Copy a saved projector into `model`; ValueError names what is missing, extra or misshapen."""
+    projector = model.multi_modal_projector
+    loaded, own = read_tensors(path), projector.state_dict()
+    different = [f"{name} is missing" for name in own if name not in loaded]
+    different += [f"{name} is extra" for name in loaded if name not in own]
+    different += [
+        f"{name} is {tuple(loaded[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in loaded and loaded[name].shape != own[name].shape
+    ]
+    if different:
+        raise ValueError(f"{path} does not fit the projector: {'; '.join(different)}")
+    projector.load_state_dict(loaded)
 
 
-def internlm2_to_llama(state: dict, config: LlamaConfig) -> dict:
-    """Rename InternLM2 weights to Llama's and split the packed `wqkv`.
-
-    `wqkv` has, for every key-value head, its query heads, then its key and its value head.
-    Raises ValueError for a name that is not InternLM2's. Source: InternLM2's published layout.
-    """
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
-    width = config.hidden_size // heads
-    llama = {}
-    for name, weight in state.items():
-        if name.endswith("attention.wqkv.weight"):
-            prefix = name.removesuffix("attention.wqkv.weight") + "self_attn."
-            packed = weight.view(groups, heads // groups + 2, width, config.hidden_size)
-            pieces = {"q_proj": packed[:, :-2], "k_proj": packed[:, -2], "v_proj": packed[:, -1]}
-            for projection, piece in pieces.items():
-                llama[f"{prefix}{projection}.weight"] = piece.reshape(-1, config.hidden_size)
-            continue
-        matches = [old for old in _INTERNLM2_NAMES if name == old or f".{old}" in name]
-        if len(matches) != 1:
-            raise ValueError(f"{name} is no InternLM2 weight; is this folder InternLM2 or 2.5?")
-        llama[name.replace(matches[0], _INTERNLM2_NAMES[matches[0]])] = weight
-    return llama
-
-
-_INTERNLM2_NAMES = {
-    "model.tok_embeddings.weight": "model.embed_tokens.weight",
-    "attention.wo.weight": "self_attn.o_proj.weight",
-    "feed_forward.w1.weight": "mlp.gate_proj.weight",
-    "feed_forward.w3.weight": "mlp.up_proj.weight",
-    "feed_forward.w2.weight": "mlp.down_proj.weight",
-    "attention_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "model.norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-
-
-def export_llava(model: GMAIVLForConditionalGeneration, processor, path: Path) -> Path:
+def export_llava(
+    model: GMAIVLForConditionalGeneration,
+    processor,
+    path: Path,
+    *,
+    card: str = "",
+    adapter: Path | None = None,
+) -> Path:
     """Write `model` as a checkpoint of transformers' LlavaForConditionalGeneration.
 
     Loads with `LlavaForConditionalGeneration.from_pretrained` and `AutoProcessor`, without this
-    package and without `trust_remote_code`. Raises ValueError for a quantised model.
+    package and without `trust_remote_code`. `card` is the model card written as README.md
+    (`cards.model_card`; a short one without results if empty). A LoRA adapter given as a PEFT
+    folder goes along unmerged in `adapter/`, for `PeftModel.from_pretrained`; to merge it, call
+    `lora.merge` before.
+
+    Raises ValueError for a quantised model and for one that joins patches, which LLaVA cannot do.
     """
+    if model.config.pixel_shuffle > 1:
+        raise ValueError(
+            f"cannot export: LLaVA's layout has no pixel shuffle ({model.config.pixel_shuffle} "
+            "here); train with pixel_shuffle = 1, or use save_checkpoint"
+        )
     config = LlavaConfig(
         vision_config=model.config.vision_config,
         text_config=model.config.text_config,
@@ -194,7 +213,7 @@ def export_llava(model: GMAIVLForConditionalGeneration, processor, path: Path) -
         image_seq_length=model.config.tokens_per_image,
         projector_hidden_act=model.config.projector_hidden_act,
         vision_feature_layer=model.config.vision_feature_layer,
-        vision_feature_select_strategy="default",  # drops the class token
+        vision_feature_select_strategy="default" if model.config.class_tokens else "full",
         tie_word_embeddings=model.config.text_config.tie_word_embeddings,
     )
     with torch.device("meta"):  # names and shapes only; the weights are assigned, not copied
@@ -208,10 +227,29 @@ def export_llava(model: GMAIVLForConditionalGeneration, processor, path: Path) -
     llava.load_state_dict(state, strict=True, assign=True)
     llava.tie_weights()
     llava.generation_config = model.generation_config
-    with _atomic_folder(path) as partial:
+    with atomic_folder(path) as partial:
         llava.save_pretrained(partial)
         processor.save_pretrained(partial)
+        (partial / "README.md").write_text(card or _short_card(model), "utf-8")
+        if adapter:
+            lora.export(adapter, partial / "adapter", llava_name)
     return Path(path)
+
+
+def _short_card(model) -> str:
+    """A model card with what the weights themselves say."""
+    config = model.config
+    parts = "".join(f"- {row['part']}: {row['parameters']:,}\n" for row in model.parameter_table())
+    return (
+        "---\npipeline_tag: image-text-to-text\nlibrary_name: transformers\n"
+        "tags:\n- medical\n- research-only\n---\n\n# GMAI-VL in the LLaVA layout\n\n"
+        f"{NOT_CLINICAL}\n\nImages are padded to a square and resized to "
+        f"{config.vision_config.image_size} pixels; each costs {config.tokens_per_image} tokens "
+        f"of a context of {config.text_config.max_position_embeddings}. CT slices must be windowed "
+        "before (`ct_windows` in processor_config.json: centre and width in Hounsfield units)."
+        f"\n\nParameters:\n\n{parts}\nNo results are stated: this checkpoint was exported "
+        "without an evaluation.\n"
+    )
 
 
 def llava_name(name: str) -> str:
@@ -251,6 +289,7 @@ def quantize_language_model(model: GMAIVLForConditionalGeneration, kind: str):
         new.bias = old.bias
         parent, _, child = name.rpartition(".")
         setattr(blocks.get_submodule(parent), child, new.to(weight.device))  # quantises
+    model.is_loaded_in_4bit, model.is_loaded_in_8bit = kind == "nf4", kind == "int8"  # PEFT asks
     return model
 
 
