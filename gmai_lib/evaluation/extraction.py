@@ -179,14 +179,16 @@ _CANNOT_TELL = re.compile(
     r"(?:see|view|open) (?:the|any|an) image)\b"
 )
 _CLAUSE_END = re.compile(
-    r"[;!?；！？。，\n]|,(?!\d{3}\b)|\.(?=\s|$)|\b(?:but|however)\b|而是|而在|但"
+    r"[;!?；！？。，\n]|:(?=\s)|,(?!\d{3}\b)|\.(?=\s|$)|\b(?:but|however)\b|而是|而在|但"
 )
 _DENIED_BEFORE = re.compile(
     r"\b(?:no|not|non|without|never|neither|nor|absence of|negative for|free of|rules? out|"
     r"ruled out|excludes?|rather than)\b|没有|没|无|未|不是|不在|不存在|不像|并非|排除"
 )
 _DENIED_AFTER = re.compile(
-    r"^ ?(?:is|are|was|were|can|has been|have been)? ?(?:not|absent|unlikely|ruled out|excluded)\b"
+    r"^ ?(?:is|are|was|were|can|has been|have been)? ?(?:absent|unlikely|ruled out|excluded)\b"
+    r"|^ ?(?:is|are|was|were|can|has been|have been) ?not\b"
+    r"|^ ?not (?:seen|present|visible|identified|found|likely)\b"
     r"|^(?:不|未见|没有)"
 )
 
@@ -200,6 +202,7 @@ def is_refusal(text: str) -> bool:
 
 _YES = _words(
     "yes|yeah|yep|yup|y|true|correct|present|positive|affirmative|certainly|definitely|of course|"
+    "absolutely|no doubt|"
     "there is|there are|there is one|it is|it does|it is present|i think so|i believe so|think so|"
     "believe so|是|是的|有|有的|对|对的|正确|存在|可见|能|会|肯定|肯定的|包含",
     "|",
@@ -213,25 +216,29 @@ _NO = _words(
     "|",
 )
 _ANSWER = re.compile(  # what announces the answer
-    r"\b(?:answers?|ans)\b\.?(?:\s*(?:is|are|would be|should be|must be))?\s*[:=-]?\s*"
+    r"\b(?:answers?|ans|response)\b\.?(?:\s*(?:is|are|would be|should be|must be))?\s*[:=-]?\s*"
     r"|(?:答案|回答|答)\s*(?:应?是|应?为)?\s*:?\s*",
     re.IGNORECASE,
 )
 _LEAD_IN = re.compile(
     r"^(?:a\s*:|therefore|thus|hence|so|in conclusion|i (?:would )?(?:say|think|believe)|"
-    r"(?:most likely|probably)(?= (?:yes|no)\b)|我(?:认为|觉得)|因此|所以)[\s,:]*"
+    r"(?:most likely|probably)(?= (?:yes|no)\b)|(?:based on|from|looking at|in) (?:the|this) "
+    r"(?:image|picture|scan|slice)|我(?:认为|觉得)|因此|所以|应该(?!是))[\s,:]*"
 )
 # What may follow a leading "no" that answers, rather than the "no" of "no nodule".
 _AFTER_NO = _words("there it this that these those the i he she they we not a an no probably")
-_STATES = _words("is are was were there shows show showing seen visible present appears positive")
+_STATES = _words(
+    "is are was were there shows show showing seen visible present appears positive identified "
+    "noted detected found observed demonstrated evident"
+)
 _DENIALS = _words("no not without absent absence negative excluded")
 _FLUFF = _STATES | _words(
     "be been here this that it any a an the of in on at for to with and or image picture scan "
     "slice photo figure evidence sign signs presence see shown appear can could i we patient "
-    "does do has have yes"
+    "does do has have yes see find identify detect"
 )
 _CHINESE_FLUFF = re.compile(
-    r"这张|这幅|该|此|图像|图片|影像|图|中|里|内|上|显示|明显|任何|可以|发现|的|了|一个|吗|呢|患者|病人|看起来"
+    r"这张|这幅|该|此|图像|图片|影像|图|中|里|内|上|显示|明显|任何|可以|发现|的|了|一个|吗|呢|患者|病人|看起来|影"
 )
 # Adjectives and verbs that a Chinese answer repeats for yes, with 不 before them for no.
 _CHINESE_PREDICATE = re.compile(r"正常|健康|对称|包含|含有")
@@ -251,7 +258,7 @@ def extract_yes_no(text: str, question: str = "") -> str | None:
     text = _statements(re.sub(r"n't\b", " not", text), question)
     question = unicodedata.normalize("NFKC", question).casefold()
     parts = _ANSWER.split(text)
-    announced = [_yes_no_of(part, "") for part in parts[1:]]
+    announced = [_yes_no_of(part, question) for part in parts[1:]]
     if any(announced):
         said = set(announced) - {None}
         return said.pop() if len(said) == 1 else None
@@ -283,7 +290,7 @@ def _yes_no_of(text: str, question: str) -> str | None:
             opposite = r"\byes\b|是的|[,;。]\s*(?:是|有)$"
         follower = re.match(r"\s+(\w+)", rest)
         determiner = word == "no" and follower and follower.group(1) not in _AFTER_NO
-        if re.search(opposite, rest) or re.match(r"\s*(?:or|and|/|或)\s*", rest):
+        if re.search(opposite, rest) or re.match(r"\s*(?:or\b|/|或)\s*", rest):
             return None
         if _CANNOT_TELL.search(rest):
             return None
@@ -292,6 +299,7 @@ def _yes_no_of(text: str, question: str) -> str | None:
             # "Yes, there is no nodule" contradicts itself.
             restated = {_restated(part, question) for part in re.split(r"[,;.。]", rest)}
             return None if restated - {None, said} else said
+    text = re.sub(r"\bi (?:can|could) ?not (?=see|find|identify|detect)", "no ", text)
     return None if is_refusal(text) else _restated(text, question)
 
 
@@ -311,7 +319,11 @@ def _restated_english(text: str, question: str) -> str | None:
     content = {w for w in words if w not in _FLUFF and w not in _DENIALS}
     asked = set(re.findall(r"[a-z]+", question))
     states = bool(_STATES & set(words)) or bool(negations)
-    if not content or not states or not content <= asked | {f"{w}s" for w in asked}:
+    if (
+        not content
+        or not states
+        or not content <= {w + ending for w in asked for ending in ("", "s", "es")}
+    ):
         return None
     if len(negations) > 1 or {"no", "not", "without", "or"} & asked:
         return None  # double negation, or a question that is itself negated or offers a choice
@@ -346,13 +358,22 @@ _LETTER_DENIED = re.compile(
     r"\b(?:not|neither|nor|never|incorrect|wrong|false|unlikely|exclud\w+|eliminat\w+|except|"
     r"ruled? out)\b|不是|不选|不对|不正确|错|排除|并非"
 )
+_OPTION_DENIED = re.compile(  # what follows the letter and denies it
+    r"\b(?:is|are) (?:not (?:correct|right|true)|incorrect|wrong|false|unlikely|excluded|"
+    r"ruled out)\b"
+    r"|错|不正确|不对"
+)
+_CHOSEN = re.compile(
+    r"\bI(?:'d| would| will)? (?:choose|pick|select|go (?:with|for))\b|(?:故|因此|我|应)选"
+)
 _OPTION = re.compile(  # what names an option
     r"\b(?:options?|choices?|letter|choose|select|pick)\b(?:\s*(?:is|are))?\s*[:=]?\s*|选项?择?\s*:?",
     re.IGNORECASE,
 )
 _JOINED = r"(?:\s*(?:,|/|&|\+|\band\b|\bor\b|\bnor\b|、|和|或|与|还是)\s*|\s+)"
 _ONLY_LETTERS = re.compile(  # "B", "so (B)", "it's B", "I think B", "both A and B"
-    r"(?i:(?:so|hence|thus|therefore|it is|it's|this is|that is|both|either|between|not|neither|"
+    r"(?i:(?:probably|most likely|so|hence|thus|therefore|it is|it's|this is|that is|"
+    r"both|either|between|not|neither|"
     r"i (?:would |will )?(?:choose|pick|select|think|believe|say|answer|go with|exclude)|"
     r"i'd (?:choose|pick|say|go with))\s+)*"
     rf"([(\[]?[A-Z][)\]]?(?:{_JOINED}[(\[]?[A-Z][)\]]?)*)"
@@ -375,7 +396,7 @@ def extract_choice(text: str, options: tuple[str, ...]) -> str | None:
     text = _TITLES.sub("", _statements(strip_tags(text)))
     forms = {normalise(option): letter for option, letter in zip(options, letters, strict=True)}
     parts = _ANSWER.split(text)
-    announced = " ; ".join(parts[1:]).strip()
+    announced = " ; ".join(parts[1:] or _CHOSEN.split(text)[1:]).strip()
     for alone in (text, announced):
         bare = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", alone)
         # Also where "B" is the text of another option: letters are what is asked for.
@@ -423,16 +444,17 @@ def _letters_in(text: str, forms: dict[str, str]) -> set[str]:
     text = _NOT_A_LETTER.sub(" ", text)
     said = set()
     for line in text.splitlines():
-        leading = _LEADING.match(line)
-        said |= {leading.group(1).upper()} if leading else set()
         if not _LETTER_DENIED.search(line.casefold()):  # "B pleural effusion", with its own text
             normal = f" {normalise(line)} "
             said |= {x for form, x in forms.items() if f" {x.lower()} {form} " in normal}
+        line = re.sub(r"(^|[.;]\s+)([A-Za-z])[.:](?=\s+\S)", r"\1(\2)", line)
         for clause in _CLAUSE_END.split(line):
             clause = clause.strip(" .:'\"|-*“”「」") if clause else ""
-            named = _letters_of_clause(clause)
-            if named and not _LETTER_DENIED.search(clause.casefold()):
-                said |= named
+            if leading := _LEADING.match(clause):
+                denied = _OPTION_DENIED.search(leading.group(2).casefold())
+                said |= set() if denied else {leading.group(1).upper()}
+            if not _LETTER_DENIED.search(clause.casefold()):
+                said |= _letters_of_clause(clause)
     # "A. O" may pick the option "O": a letter beyond the options can be the text of one.
     return {x for x in said if x in forms.values() or x.casefold() not in forms}
 
