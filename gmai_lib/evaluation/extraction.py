@@ -142,6 +142,8 @@ def normalise(text: str) -> str:
     text = re.sub(r"<\s*(?=\d)", " less than ", text)
     text = re.sub(r">\s*(?=\d)", " more than ", text)
     text = re.sub(r"(?:(?<=[\s(:])|^)-(?=\d)", " minus ", text)
+    text = re.sub(r"(?<=[a-z0-9])\+", " positive", text)  # HER2+
+    text = re.sub(r"(?<=[a-z0-9])-(?=\s*$)", " negative", text)
     text = re.sub(r"\d+\.\d+", lambda n: n.group().rstrip("0").rstrip("."), text)  # 2.0, 1.50
     text = re.sub(rf"{_CHINESE_NUMBER}(?={_MEASURE_WORD})", _as_digits, text)
     text = _MEASURE.sub(_in_base_unit, text)
@@ -394,7 +396,7 @@ def extract_choice(text: str, options: tuple[str, ...]) -> str | None:
     """
     letters = LETTERS[: len(options)]
     text = _TITLES.sub("", _statements(strip_tags(text)))
-    forms = {normalise(option): letter for option, letter in zip(options, letters, strict=True)}
+    forms = _forms(options, letters)
     parts = _ANSWER.split(text)
     announced = " ; ".join(parts[1:] or _CHOSEN.split(text)[1:]).strip()
     for alone in (text, announced):
@@ -415,6 +417,13 @@ def extract_choice(text: str, options: tuple[str, ...]) -> str | None:
         return _agreed(said, announced, options)
     said = _letters_in(text, forms)
     return _agreed(said or _option_in(text, options), text, options)
+
+
+def _forms(options: tuple[str, ...], values) -> dict[str, str]:
+    """Normalised option -> its value; options that read alike cannot be told apart and are out."""
+    forms = [normalise(option) for option in options]
+    pairs = zip(forms, values, strict=True)
+    return {form: value for form, value in pairs if form and forms.count(form) == 1}
 
 
 def _agreed(said: set[str], text: str, options: tuple[str, ...]) -> str | None:
@@ -480,7 +489,7 @@ def extract_label(text: str, options: tuple[str, ...]) -> str | None:
     "left" and "no finding" is not a denied "finding". "No evidence of a tumor" affirms the option
     "no tumor", if there is one; "pneumonia or ..." affirms nothing.
     """
-    forms = {normalise(option): option for option in options}
+    forms = _forms(options, options)
     text = strip_tags(text)
     if normalise(text) in forms:
         return forms[normalise(text)]
@@ -488,7 +497,7 @@ def extract_label(text: str, options: tuple[str, ...]) -> str | None:
     for form, option in forms.items():
         if denied := re.match(r"(?:no|not|without|未见|没有|无) ?(.+)", form):
             negatives[denied.group(1)] = option
-    wanted = sorted(filter(None, {**negatives, **forms}), key=len, reverse=True)
+    wanted = sorted({**negatives, **forms}, key=len, reverse=True)
     affirmed = set()
     for clause in _CLAUSE_END.split(_statements(text)):
         clause = normalise(clause)
