@@ -400,12 +400,13 @@ def test_what_cannot_be_asked_is_counted_and_named(tmp_path):
         rows[0] | {"index": 1, "Question": "Again?"},
         rows[0] | {"index": 2, "Answer": "E"},
         rows[0] | {"index": 3, "Figure_path": "gone.jpg"},
-        rows[0] | {"index": 4, "Figure_path": "../../etc/passwd"},
+        rows[0] | {"index": 4, "Figure_path": "../../outside.jpg"},
         rows[0] | {"index": 5, "Question": " "},
         rows[0] | {"index": 6, "Figure_path": "broken.jpg"},
     ]
     put_table(root / "test_2.csv", rows)
     put(root / "figures/broken.jpg", b"no image")
+    put(tmp_path / "outside.jpg", picture(9, "JPEG"))
     with (root / "test_2.csv").open("a") as file:
         file.write("7,short row\n")
     result = read("pmc_vqa", root)
