@@ -130,6 +130,8 @@ def _metrics(kind: str, detailed: bool) -> tuple[str, ...]:
         return ("iou", "accuracy_at_0.5")
     if kind == "open":
         return ("exact_match", "token_recall", "token_f1") if detailed else ("exact_match",)
+    if kind == "count" and detailed:
+        return ("accuracy", "exact_match", "within_one")
     return ("accuracy", "exact_match") if detailed else ("accuracy",)
 
 

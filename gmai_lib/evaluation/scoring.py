@@ -4,8 +4,9 @@ A response that cannot be read (`gmai_lib.evaluation.extraction`) gives the pred
 the score 0; it stays in the denominator.
 
 Every item is measured by `accuracy` after extraction and by the stricter `exact_match` of the
-normalised text; open answers by `exact_match`, `token_recall` and `token_f1`; boxes by `iou`
-and `accuracy_at_0.5`. The items of a list may come in any order.
+normalised text; counts also by `within_one`; open answers by `exact_match` (without the words that
+announce an answer, and a list in any order), `token_recall` and `token_f1`; boxes by `iou` and
+`accuracy_at_0.5`.
 """
 
 import re
@@ -69,12 +70,18 @@ def score(item, response: str) -> dict:
         number = extract_number(response)
         prediction = None if number is None else str(number)
         _gold(item, extract_number(item.answer))
-        correct = prediction in (item.answers or (item.answer,))
+        accepted_numbers = item.answers or (item.answer,)
+        correct = prediction in accepted_numbers
+        near = number is not None and any(
+            abs(number - int(a)) <= 1 for a in accepted_numbers if a.isdigit()
+        )
     else:
         prediction = extract_label(response, item.options)
         _gold(item, extract_label(item.answer, item.options))
         correct = prediction is not None and normalise(prediction) in accepted
     measures = {"accuracy": float(correct), "exact_match": exact}
+    if item.kind == "count":
+        measures["within_one"] = float(near)
     return _result("accuracy", prediction, measures)
 
 
