@@ -32,7 +32,15 @@ from gmai_lib.dataset.lexicon import (
     plural,
     translate,
 )
-from gmai_lib.schema import DEPARTMENTS, IMAGE_MODALITIES, LANGUAGES, PLACES, SIZES, Fact
+from gmai_lib.schema import (
+    DEPARTMENTS,
+    IMAGE_MODALITIES,
+    LANGUAGES,
+    NO_FINDING,
+    PLACES,
+    SIZES,
+    Fact,
+)
 
 SEVERITIES = ("mild", "moderate", "severe", "proliferative")
 KINDS = (
@@ -127,6 +135,19 @@ def check_question(question: str, facts: tuple[Fact, ...], language: str) -> lis
                 if said not in known.labels and said != NOT_AN_ORGAN
             ]
     return problems
+
+
+def claims(text: str, language: str) -> frozenset[tuple[str, str, bool]]:
+    """Return what a text says as (kind, value, denied), whether or not any annotation says so."""
+    said = set()
+    for clause in filter(str.strip, _CLAUSE[language].split(text)):
+        parsed = _parse(clause, language)
+        said |= {(term.kind, term.meanings[0], term.denied) for term in parsed.terms}
+        said |= {("count", f"{t.number} {t.meanings[0]}", False) for t in parsed.terms if t.number}
+        said |= {("side", side, False) for side in parsed.sides}
+        said |= {("severity", severity, False) for severity in parsed.severities}
+        said |= {("label", NO_FINDING, False)} if parsed.nothing else set()
+    return frozenset(said)
 
 
 class _Known:
