@@ -102,7 +102,7 @@ def test_planner_shares_the_work_and_refuses_what_does_not_divide():
         assert one["hours"] == pytest.approx(2 * other["hours"])
         assert one["price"] == pytest.approx(other["price"]) and one["flops"] == other["flops"]
     last = [row for row in eight if row["stage"] == "instruction_tuning"]
-    assert [row["fits"] for row in last] == [False, False, True, True]
+    assert [row["fits"] for row in last] == [False, True, True, True]
     assert last[0]["total_gib"] == pytest.approx(8 * last[3]["total_gib"])
     few = flops.plan(config.paper(), gpus=8, samples=dict.fromkeys(STAGES, 1e6))
     assert few[0]["gpu_hours"] == pytest.approx(eight[0]["gpu_hours"] / 11.6827, rel=1e-4)
@@ -123,7 +123,7 @@ def test_papers_run_as_arithmetic():
     assert by_hand < rows[2]["flops"] < 1.35 * by_hand  # attention and the tower on top
     assert rows[0]["flops"] < rows[1]["flops"]
     days = [round(row["days"], 1) for row in rows]
-    print(rows, days)
+    print("days on 32 A100 at 35 % MFU:", days)
 
 
 def test_peak_is_that_of_the_named_gpu():
