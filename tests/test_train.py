@@ -219,6 +219,20 @@ def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):
     assert _metrics(tmp_path)[0]["label_tokens"] == tokens
 
 
+@pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_rank_with_text_only_does_not_hang_beside_one_with_images(inputs, tmp_path, zero_stage):
+    """Packs of one sample each, a micro batch of one: every fifth sample has no image."""
+    stage = replace(PROFILE.stage("instruction_tuning"), zero_stage=zero_stage, max_steps=12)
+    stage = replace(stage, global_batch_size=2, micro_batch_size=1, max_length=70, over_long="cut")
+    run_file = write_run(tmp_path, inputs, stage, 2)
+    assert run_ranks(run_file, 2) == [0, 0], _log(tmp_path)
+    _, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    ranks = [loader.PairLoader(store, stage, seed=0, rank=r, world_size=2) for r in (0, 1)]
+    images = [[len(next(rank).micro_batches[0]["pixels"]) > 0 for rank in ranks] for _ in range(12)]
+    assert [True, False] in images or [False, True] in images
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_only_the_stage_parts_change(inputs, tmp_path, name):
     stage = PROFILE.stage(name)
