@@ -21,7 +21,7 @@ from tiny_run import (
     write_shards,
 )
 
-from gmai_lib.config import ABLATIONS, PARTS, STAGES
+from gmai_lib.config import ABLATIONS, PARTS, STAGES, paper_mixture
 from gmai_lib.model import weights
 from gmai_lib.outputs import read_json
 from gmai_lib.training import launch, loader, metrics, packing, train
@@ -200,6 +200,20 @@ def test_micro_batch_and_accumulation_do_not_change_the_update(inputs, tmp_path)
         for name, parameter in moved[0].items():
             torch.testing.assert_close(other[name], parameter, rtol=0, atol=1e-6, msg=name)
     assert max((moved[0][n] - p).abs().max() for n, p in initial.items()) > 1e-3
+
+
+def test_shares_of_table_10_are_printed_before_and_after(inputs, capsys):
+    _, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    stage = replace(PROFILE.stage("instruction_tuning"), missing_sources="reweigh")
+    stage = replace(stage, mixture=paper_mixture("instruction_tuning"))
+    train._print_mixture(loader.PairLoader(store, stage, seed=0))
+    printed = capsys.readouterr().out
+    assert (
+        "*/instruct: 48 of 48 samples (ratio 1), 80.0 % of the epoch, 8.5 % of the pub" in printed
+    )
+    assert "SLAKE: 0 of 0 samples (ratio 0.1), 0.0 % of the epoch, 0.0 % of the pub" in printed
+    assert "absent, the others weigh more: ALLaVA, ShareGPT4V, " in printed
 
 
 def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):
