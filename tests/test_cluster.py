@@ -147,11 +147,23 @@ def test_print_shows_command_and_configuration_and_runs_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_batch_that_does_not_divide_over_the_machines_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--gpus", "7"], "global batch 512 is not a multiple of micro batch 4 x world size 7"),
+        (["--nodes", "2"], "2 machines: choose another --on than here"),
+        (["--on", "hostfile", "--nodes", "2", "--hosts", "a"], "--hosts names 1 machines (a) of 2"),
+        (["--stage", "warm_up"], "no stage 'warm_up' in profile paper"),
+        (["--profile", "big"], "unknown profile 'big'"),
+        ([], "init: config.json is missing; train the stage before"),
+    ],
+)
+def test_command_line_says_what_cannot_be_done(tmp_path, capsys, changes, message):
     files = [f"--{name}={tmp_path / name}" for name in ("pairs", "init", "out")]
-    run = ["--profile", "paper", "--stage", "deep_alignment", "--gpus", "7", "--print"]
-    with pytest.raises(ValueError, match="512 is not a multiple of micro batch 4 x world size 7"):
-        launch.main([*run, *files])
+    with pytest.raises(SystemExit):
+        launch.main(["--profile", "paper", "--stage", "deep_alignment", *files, *changes])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_script_to_submit_is_written_with_its_run(inputs, tmp_path, capsys):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gmai_lib import config
 from gmai_lib.config import PARTS, STAGES
 from gmai_lib.model import chat, gmai_vl, kernels, standins
-from gmai_lib.training import flops
+from gmai_lib.training import flops, metrics
 from gmai_lib.training.packing import block_mask
 
 MINI = config.mini()
@@ -68,6 +68,12 @@ def test_flops_agree_with_torchs_counter(tokenizer, name):
         assert computed[part]["forward"] == pytest.approx(per_part[part], rel=0.02), part
     assert sum(row["forward"] for row in computed.values()) == pytest.approx(forward, rel=0.02)
     assert sum(row["backward"] for row in computed.values()) == pytest.approx(backward, rel=0.02)
+
+
+def test_model_costs_what_its_profile_costs(tokenizer):
+    shapes = metrics.Shapes(gmai_vl.from_profile(MINI, tokenizer).config)
+    for stage in MINI.stages:
+        assert flops.model_flops(shapes, stage, 900, 7) == flops.model_flops(MINI, stage, 900, 7)
 
 
 def test_frozen_parts_cost_less_backwards():

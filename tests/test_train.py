@@ -21,7 +21,7 @@ from tiny_run import (
     write_shards,
 )
 
-from gmai_lib.config import ABLATIONS, PARTS, STAGES
+from gmai_lib.config import ABLATIONS, PARTS, STAGES, paper_mixture
 from gmai_lib.model import weights
 from gmai_lib.outputs import read_json
 from gmai_lib.training import launch, loader, metrics, packing, train
@@ -202,6 +202,20 @@ def test_micro_batch_and_accumulation_do_not_change_the_update(inputs, tmp_path)
     assert max((moved[0][n] - p).abs().max() for n, p in initial.items()) > 1e-3
 
 
+def test_shares_of_table_10_are_printed_before_and_after(inputs, capsys):
+    _, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    stage = replace(PROFILE.stage("instruction_tuning"), missing_sources="reweigh")
+    stage = replace(stage, mixture=paper_mixture("instruction_tuning"))
+    train._print_mixture(loader.PairLoader(store, stage, seed=0))
+    printed = capsys.readouterr().out
+    assert (
+        "*/instruct: 48 of 48 samples (ratio 1), 80.0 % of the epoch, 8.5 % of the pub" in printed
+    )
+    assert "SLAKE: 0 of 0 samples (ratio 0.1), 0.0 % of the epoch, 0.0 % of the pub" in printed
+    assert "absent, the others weigh more: ALLaVA, ShareGPT4V, " in printed
+
+
 def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):
     stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=1)
     run_file = write_run(tmp_path, inputs, stage, 1)
@@ -217,6 +231,20 @@ def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):
         tokens += count
     assert _metrics(tmp_path)[0]["loss"] == pytest.approx(total / tokens, rel=1e-5)
     assert _metrics(tmp_path)[0]["label_tokens"] == tokens
+
+
+@pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_rank_with_text_only_does_not_hang_beside_one_with_images(inputs, tmp_path, zero_stage):
+    """Packs of one sample each, a micro batch of one: every fifth sample has no image."""
+    stage = replace(PROFILE.stage("instruction_tuning"), zero_stage=zero_stage, max_steps=12)
+    stage = replace(stage, global_batch_size=2, micro_batch_size=1, max_length=70, over_long="cut")
+    run_file = write_run(tmp_path, inputs, stage, 2)
+    assert run_ranks(run_file, 2) == [0, 0], _log(tmp_path)
+    _, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    ranks = [loader.PairLoader(store, stage, seed=0, rank=r, world_size=2) for r in (0, 1)]
+    images = [[len(next(rank).micro_batches[0]["pixels"]) > 0 for rank in ranks] for _ in range(12)]
+    assert [True, False] in images or [False, True] in images
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -280,10 +280,10 @@ def environment(ranks: int) -> dict[str, str]:
 def variables(ranks: int) -> dict[str, str]:
     """Return what every rank needs in its environment, of `ranks` on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    path = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+    paths = [str(PACKAGE_ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         "OMP_NUM_THREADS": str(max(1, cores // ranks)),
-        "PYTHONPATH": path,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "TOKENIZERS_PARALLELISM": "false",  # tokenizers warns when a process with threads forks
         "HF_HUB_OFFLINE": "1",  # every input is a folder by now
     }
@@ -477,13 +477,20 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--hosts", default="", help="names of the machines, with commas (hostfile)")
     parser.add_argument("--print", action="store_true", help="show what would run, run nothing")
     parsed = parser.parse_args(arguments)
+    try:
+        _start(parsed)
+    except (ValueError, FileNotFoundError) as error:  # what was asked cannot be done
+        parser.error(str(error))
 
+
+def _start(parsed):
+    """Print, write or run what the command line asks for."""
     written = parsed.profile.endswith(".json")
     profile = Profile.from_json(parsed.profile) if written else config.load(parsed.profile)
     gpus = parsed.gpus or profile.ranks
     profile = replace(profile, ranks=gpus * parsed.nodes)
     if parsed.on == "here" and parsed.nodes > 1:
-        parser.error(f"{parsed.nodes} machines: choose --on hostfile, slurm, torchrun, kubernetes")
+        raise ValueError(f"{parsed.nodes} machines: choose another --on than here, of {WAYS}")
     stage = profile.stage(parsed.stage)
     derived = deepspeed_config(stage, profile.ranks)  # raises if the batch does not divide
     out = parsed.out.resolve()
@@ -511,26 +518,28 @@ WAYS = ("here", "hostfile", "torchrun", "slurm", "kubernetes")
 
 def _texts(parsed, stage: Stage, out: Path, gpus: int) -> dict[str, str]:
     """Return {file name: contents} of what starts the stage where `parsed.on` says."""
-    run_file, nodes = out / "run.json", parsed.nodes
+    run_file, nodes, needed = out / "run.json", parsed.nodes, variables(gpus)
+    if parsed.on != "here":
+        del needed["OMP_NUM_THREADS"]  # the cores of this machine say nothing of those
     shared = {"nodes": nodes, "gpus": gpus}
-    named = shared | {"name": stage.name.replace("_", "-"), "variables": variables(gpus)}
-    if parsed.on == "hostfile":
-        hosts = [host for host in parsed.hosts.split(",") if host]
-        if len(hosts) != nodes:
-            raise ValueError(f"--hosts names {len(hosts)} machines ({parsed.hosts}) of {nodes}")
-        start = command(run_file, nodes * gpus, hostfile=out / "hostfile")
-        start = "\n".join([*cluster.exports(variables(gpus)), cluster.line(start)])
-        return {"hostfile": cluster.hostfile(hosts, gpus), "start.sh": start + "\n"}
+    named = shared | {"name": stage.name.replace("_", "-"), "variables": needed}
     if parsed.on == "slurm":
         return {"job.sh": cluster.slurm_script(run_file, **named)}
     if parsed.on == "kubernetes":
         return {"pod.sh": cluster.kubernetes_script(run_file, **named)}
-    if parsed.on == "torchrun":
+    files = {}
+    if parsed.on == "hostfile":
+        hosts = [host for host in parsed.hosts.split(",") if host]
+        if len(hosts) != nodes:
+            raise ValueError(f"--hosts names {len(hosts)} machines ({parsed.hosts}) of {nodes}")
+        files["hostfile"] = cluster.hostfile(hosts, gpus)
+        start = command(run_file, nodes * gpus, hostfile=out / "hostfile")
+    elif parsed.on == "torchrun":
         start = cluster.torchrun(run_file, node_rank="$NODE_RANK", master="$MASTER_ADDR", **shared)
     else:
         start = command(run_file, gpus)
-    lines = [*cluster.exports(variables(gpus)), cluster.line(start)]
-    return {"start.sh": "\n".join(lines) + "\n"}
+    lines = [*cluster.exports(needed), cluster.line(start)]
+    return files | {"start.sh": "\n".join(lines) + "\n"}
 
 
 if __name__ == "__main__":

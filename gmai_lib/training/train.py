@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from gmai_lib.config import PARTS, Stage
+from gmai_lib.config import PARTS, STAGES, Stage, paper_mixture, paper_samples
 from gmai_lib.model import kernels, weights
 from gmai_lib.model.gmai_vl import part_of
 from gmai_lib.outputs import read_json, write_json
@@ -87,7 +87,7 @@ def train(run: dict, dist, device: torch.device):
     max_steps = stage.max_steps or max(1, round(stage.epochs * data.steps_per_epoch))
     first, recent = _resume(engine, data, out, dist)
     if rank == 0:
-        print(f"{data.counts}; steps {first} to {max_steps}", flush=True)
+        print(f"{data.counts}, {data.cut} of them cut; steps {first} to {max_steps}", flush=True)
         _print_mixture(data)
     log = _log(out, first, max_steps, stage, model, device, world_size) if rank == 0 else None
     guard, norms = metrics.Guard(stage, recent), metrics.GradientNorms(engine)
@@ -111,6 +111,11 @@ def train(run: dict, dist, device: torch.device):
     _finish(engine, stage, run, before, max_steps, dist)
     if log:
         summary = log.summary(first, world_size, device)
+        print(
+            f"work of the ranks: {summary['rank_spread']:.1%} above the mean, "
+            f"{summary['rank_spread_in_order']:.1%} if packs were not dealt",
+            flush=True,
+        )
         write_json(out / "training.json", summary | {"samples": data.counts, "cut": data.cut})
         shutil.rmtree(out / "training", ignore_errors=True)
 
@@ -122,12 +127,19 @@ def _log(out, first, max_steps, stage, model, device, world_size):
 
 
 def _print_mixture(data):
-    """Print what the first epoch draws of each source, if the stage has a mixture."""
-    rows = data.drawn(0)
+    """Print what the first epoch draws of each source, if the stage has a mixture.
+
+    Absent sources make the others weigh more: beside table 10's ratios, its shares are printed.
+    """
+    stage, rows, shares = data.stage, data.drawn(0), {}
+    if rows and stage.name in STAGES and stage.mixture == paper_mixture(stage.name):
+        samples = paper_samples(stage.name)
+        shares = {key: 100 * count / sum(samples.values()) for key, count in samples.items()}
     for row in rows:
+        published = f", {shares[row['source']]:.1f} % of the published one" if shares else ""
         print(
             f"mixture: {row['source']}: {row['drawn']:,} of {row['available']:,} samples "
-            f"(ratio {row['ratio']:g}), {100 * row['share']:.1f} % of the epoch",
+            f"(ratio {row['ratio']:g}), {100 * row['share']:.1f} % of the epoch{published}",
             flush=True,
         )
     absent = [row["source"] for row in rows if row["ratio"] and not row["available"]]
