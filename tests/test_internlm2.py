@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tiny_model import talk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gmai_lib import config
 from gmai_lib.model import chat, internlm2, weights
 from gmai_lib.model.tensor_files import read_tensors, weight_files
 
@@ -253,6 +254,43 @@ def test_a_file_cut_short_is_named(tmp_path, form):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match=rf"{path.name} is broken .* download it again"):
         weights.load_language_model(str(folder))
+
+
+PUBLISHED = """
+import sys
+from gmai_lib import config
+from gmai_lib.model import weights
+
+name = config.load("paper").text.pretrained
+model, tokenizer = weights.load_language_model(name), weights.load_tokenizer(name)
+print(type(model).__name__, model.num_parameters(), tokenizer.convert_tokens_to_ids("<|im_end|>"))
+assert not any("internlm" in module and "gmai_lib" not in module for module in sys.modules)
+"""
+
+
+def test_the_name_in_the_paper_profile_loads_from_the_hubs_cache_without_its_code(tmp_path):
+    name = config.load("paper").text.pretrained
+    repository = tmp_path / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    state = published_weights()
+    write_folder(snapshot, state, shards=2)
+    end = sentencepiece_file(snapshot).piece_to_id("[UNUSED_TOKEN_145]")
+    for code in (
+        "configuration_internlm2.py",
+        "modeling_internlm2.py",
+        "tokenization_internlm2.py",
+    ):
+        (snapshot / code).write_text("raise RuntimeError('remote code was run')")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    offline = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", PUBLISHED],
+        check=True, capture_output=True, text=True, env={**os.environ, **offline},
+    )  # fmt: skip
+    said = ["LlamaForCausalLM", str(sum(t.numel() for t in state.values())), str(end)]
+    assert result.stdout.split() == said
 
 
 MEASURE = """
