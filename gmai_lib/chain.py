@@ -25,11 +25,12 @@ import re
 import signal
 import sys
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from gmai_lib import config, outputs
-from gmai_lib.runner import NotebookError, duration, run_notebook
+from gmai_lib.runner import NotebookError, duration, run_notebook, write_page
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -117,8 +118,9 @@ def run(
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
     )
     folder = Path(output_root).absolute() / profile
-    with _lock(folder):
-        return _run_all(notebooks, parameters, folder, listing_sha256(data_root))
+    # The page of one notebook is written while the kernel of the next one starts.
+    with _lock(folder), ThreadPoolExecutor(1) as pages:
+        return _run_all(notebooks, parameters, folder, listing_sha256(data_root), pages)
 
 
 def select_notebooks(first: str = "", last: str = "") -> list[Path]:
@@ -237,18 +239,23 @@ def listing_sha256(folder: str) -> str:
     return digest.hexdigest()
 
 
-def _run_all(notebooks: list[Path], parameters: dict, folder: Path, data: str) -> list[dict]:
-    state_path = folder / STATE
+def _run_all(
+    notebooks: list[Path], parameters: dict, folder: Path, data: str, pages: Executor
+) -> list[dict]:
+    state_path, written = folder / STATE, []
     state = outputs.read_json(state_path) if state_path.is_file() else {}
     began = time.perf_counter()
     for path in notebooks:
         out_dir, old = folder / path.stem, state.get(path.stem, {})
         upstream = {n: state.get(n, {}).get("result", "") for n in dependencies(path)}
         current = fingerprints(path, parameters[path], upstream, data)
+        executed = out_dir / path.name
         row = {"notebook": path.stem, "state": "running", **current}
         if _is_up_to_date(old, current, out_dir):
             print(f"{path.stem:<24} up to date, skipped", flush=True)
             state[path.stem] = old | {"state": "skipped"}
+            if not executed.with_suffix(".html").is_file():  # an earlier chain was killed
+                written.append(pages.submit(write_page, executed))
             continue
         print(f"{path.stem:<24} running, {time.strftime('%H:%M:%S')}", flush=True)
         state[path.stem] = row
@@ -261,6 +268,7 @@ def _run_all(notebooks: list[Path], parameters: dict, folder: Path, data: str) -
         else:
             row |= {"state": "ran", **measured, "result_json": _sha256(out_dir / "result.json")}
             state[path.stem] = row
+            written.append(pages.submit(write_page, executed))
             print(
                 f"{path.stem:<24} done in {duration(row['seconds'])}, "
                 f"peak memory {row['peak_memory_mb'] / 1e3:.1f} GB",
@@ -269,6 +277,8 @@ def _run_all(notebooks: list[Path], parameters: dict, folder: Path, data: str) -
         finally:
             outputs.write_json(state_path, state)
     outputs.write_json(state_path, state)
+    for page in written:
+        page.result()
     ran = [p.stem for p in notebooks if state[p.stem]["state"] == "ran"]
     print(
         f"chain complete: {len(ran)} notebooks ran, {len(notebooks) - len(ran)} were up to date, "

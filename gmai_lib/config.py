@@ -11,10 +11,71 @@ from pathlib import Path
 
 PARTS = ("vision_tower", "multi_modal_projector", "language_model")
 STAGES = ("shallow_alignment", "deep_alignment", "instruction_tuning")
-PRECISIONS = ("float32", "bf16", "fastest")  # fastest: what the processor is (model.kernels)
+PRECISIONS = (
+    "float32",
+    "bf16",
+    "fp16",
+    "fastest",
+)  # fastest: what the processor is (model.kernels)
 # What a token of an answer of n tokens weighs: n to the power of minus this. With "token" a caption
 # of sixty tokens counts thirty times as much as a "yes"; with "answer" all answers count alike.
 LOSS_WEIGHTINGS = {"token": 0.0, "square_root": 0.5, "answer": 1.0}
+OPTIMIZERS = ("adamw", "adamw_8bit")  # the second: bitsandbytes, a quarter of the state's memory
+# [paper] table 7: which stages were trained, in order, for each row of the stage ablation.
+ABLATIONS = {
+    "1": STAGES[:1],
+    "1+2": STAGES[:2],
+    "1+3": (STAGES[0], STAGES[2]),
+    "1+2+3": STAGES,
+}
+# [paper] table 10: group, per cent drawn in stages I and II, in stage III, and samples per set
+# after the authors' cleaning. A key is a source ("SLAKE"), one subset of it
+# ("PubMedVision/caption") or a subset of every source without a row of its own ("*/caption": the
+# paper's GMAI-MM-Caption, here what the dataset builder writes).
+TABLE_10 = (
+    ("general caption", 100, 50, {"ALLaVA": 468_000, "ShareGPT4V": 102_000}),
+    ("medical caption", 100, 100, {"*/caption": 1_700_000, "PubMedVision/caption": 1_300_000}),
+    (
+        "medical caption",
+        100,
+        5,
+        {"MedICaT": 173_000, "MPx-Single": 31_000, "PMC-OA": 1_300_000, "Quilt-1M": 643_000}
+        | {"Retina Image Bank": 22_000},
+    ),
+    ("report", 100, 30, {"CheXpert-Plus": 223_000, "MIMIC-CXR": 486_000, "OpenI": 7_000}),
+    (
+        "general instruction",
+        100,
+        75,
+        {"GeoQA+": 72_000, "AI2D": 12_000, "SynthDoG": 29_000, "ChartQA": 18_000}
+        | {"MMChemExam": 219_000, "LLaVA-150K": 157_000, "DVQA": 200_000, "DocVQA": 10_000},
+    ),
+    (
+        "medical instruction",
+        100,
+        100,
+        {"*/percept": 1_300_000, "*/instruct": 900_000, "PubMedVision/instruct": 1_280_000}
+        | {"LLaVA-Med-60k": 56_000},
+    ),
+    (
+        "medical instruction",
+        100,
+        10,
+        {"PMC-Inline": 288_000, "VQA-Med-2019": 3_200, "Medical-Diff-VQA": 260_000}
+        | {"PathVQA": 2_600, "PMC-CaseReport": 109_000, "PMC-VQA": 251_000, "ROCOv2": 60_000}
+        | {"SLAKE": 600, "VQA-RAD": 300},
+    ),
+    (
+        "general text",
+        0,
+        100,
+        {"blossom-orca": 20_000, "COIG-CQIA": 14_800, "Cosmopedia": 33_000}
+        | {"ShareGPT4V text": 26_000, "Orca-Math": 379_000, "Leetcode": 1_700, "LogiQA": 12_700}
+        | {"Lima": 83_000, "OpenHermes-2.5": 200_000, "Firefly": 189_000, "UltraChat": 189_000}
+        | {"Alpaca": 49_000},
+    ),
+    ("medical text", 0, 100, {"*/text_single": 1_000_000, "*/text_multi": 649_000}),
+)
 
 # Center and width in Hounsfield units, as set on most radiology workstations. The dataset is built
 # with them, and every checkpoint's processor names them (model.chat).
@@ -112,7 +173,19 @@ class Stage:
     max_grad_norm: float = 1.0  # [code]
     precision: str = "bf16"
     loss_weighting: str = "token"  # see LOSS_WEIGHTINGS; [code] token
+    augment: bool = True  # small photometric changes (loader.vary); [code] none
+    # Share of each source drawn per epoch, keys as in TABLE_10; None draws all of every source.
+    mixture: dict[str, float] | None = None
+    missing_sources: str = "error"  # "reweigh": print the shares of those that are present
+    over_long: str = "drop"  # "cut": end after the last answer that fits `max_length`
+    max_images: int | None = None  # per pack; bounds the vision tower's memory
+    optimizer: str = "adamw"  # see OPTIMIZERS
+    gradient_checkpointing: bool = False  # a third more compute, activations of one layer at a time
     zero_stage: int = 2  # DeepSpeed ZeRO
+    offload_optimizer: bool = False  # its state in host memory, ZeRO 1 to 3
+    offload_parameters: bool = False  # weights in host memory, ZeRO 3
+    bucket_elements: int = 500_000_000  # gradients reduced at once; DeepSpeed's default
+    max_loss_jump: float = 5.0  # times the recent median loss that stops a run [chosen]
 
     def __post_init__(self):
         if not set(self.trainable) <= set(PARTS):
@@ -131,6 +204,31 @@ class Stage:
             )
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"stage {self.name}: zero_stage {self.zero_stage} not in 0..3")
+        for name, known in (
+            ("missing_sources", ("error", "reweigh")),
+            ("over_long", ("drop", "cut")),
+            ("optimizer", OPTIMIZERS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"stage {self.name}: {name} {getattr(self, name)!r} not in {known}"
+                )
+        if self.offload_optimizer and not self.zero_stage:
+            raise ValueError(f"stage {self.name}: offload_optimizer needs zero_stage 1 to 3, not 0")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(
+                f"stage {self.name}: offload_parameters needs zero_stage 3, not {self.zero_stage}"
+            )
+        if self.mixture is not None:
+            wrong = {key: ratio for key, ratio in self.mixture.items() if not 0 <= ratio <= 1}
+            if wrong:
+                raise ValueError(
+                    f"stage {self.name}: ratios of a mixture lie between 0 and 1, not {wrong}"
+                )
+            if not any(self.mixture.values()):
+                raise ValueError(
+                    f"stage {self.name}: every ratio of the mixture is zero: {self.mixture}"
+                )
 
     @classmethod
     def from_dict(cls, raw: dict) -> "Stage":
@@ -204,6 +302,24 @@ class Profile:
         return cls(**raw)
 
 
+def paper_mixture(stage_name: str) -> dict[str, float]:
+    """Return TABLE_10's share of every source in the stage called `stage_name`."""
+    if stage_name not in STAGES:
+        raise ValueError(f"no stage {stage_name!r}; known: {STAGES}")
+    last = stage_name == STAGES[-1]
+    return {
+        key: (instruction if last else alignment) / 100
+        for _, alignment, instruction, sets in TABLE_10
+        for key in sets
+    }
+
+
+def paper_samples(stage_name: str) -> dict[str, float]:
+    """Return how many samples of every source of TABLE_10 the paper's stage sees in an epoch."""
+    ratios = paper_mixture(stage_name)
+    return {key: size * ratios[key] for *_, sets in TABLE_10 for key, size in sets.items()}
+
+
 def _three_stages(**common) -> tuple[Stage, Stage, Stage]:
     """The paper's schedule (table 3): which parts learn, at which peak rate, on which subsets."""
     image_subsets = ("caption", "percept", "instruct")
@@ -233,6 +349,21 @@ def _three_stages(**common) -> tuple[Stage, Stage, Stage]:
 
 def paper() -> Profile:
     """CLIP ViT-L/14-336 and InternLM2.5-7B on 8 to 32 GPUs."""
+    stages = _three_stages(
+        max_steps=None,
+        epochs=1.0,  # [code]
+        global_batch_size=512,  # [paper] 32 GPUs x 8 x 2, then 32 x 4 x 4
+        micro_batch_size=4,
+        max_length=2048,  # [code]
+        warmup_ratio=0.03,  # [code]
+        weight_decay=0.0,  # [code] README value; the parser's default is 0.01
+        augment=False,  # [code]
+        over_long="cut",  # [code] says so and does not do it
+        missing_sources="reweigh",  # [chosen] nobody else has all sources of table 10
+        gradient_checkpointing=True,  # [code] every layer
+        zero_stage=2,
+    )
+    shallow = replace(stages[0], micro_batch_size=8)  # [paper]
     return Profile(
         name="paper",
         vision=VisionConfig(
@@ -257,16 +388,8 @@ def paper() -> Profile:
             rope_scaling_factor=2.0,  # config.json of internlm2_5-7b-chat: dynamic, 2.0
         ),
         stand_ins=None,
-        stages=_three_stages(
-            max_steps=None,
-            epochs=1.0,  # [code]
-            global_batch_size=512,  # [paper] 32 GPUs x 8 x 2, then 32 x 4 x 4
-            micro_batch_size=4,
-            max_length=2048,  # [code]
-            warmup_ratio=0.03,  # [code]
-            weight_decay=0.0,  # [code] README value; the parser's default is 0.01
-            zero_stage=2,
-        ),
+        # [paper] table 10
+        stages=tuple(replace(s, mixture=paper_mixture(s.name)) for s in (shallow, *stages[1:])),
         data=DataConfig(
             phantom_images_per_modality=0,
             phantom_size=336,
@@ -281,6 +404,8 @@ def paper() -> Profile:
 def single_gpu() -> Profile:
     """A base-size tower and a half-billion-parameter language model on one consumer GPU."""
     base = paper()
+    changes = {"mixture": None, "missing_sources": "error", "augment": True}
+    changes |= {"over_long": "drop", "gradient_checkpointing": False}
     return replace(
         base,
         name="single_gpu",
@@ -306,7 +431,9 @@ def single_gpu() -> Profile:
             tie_word_embeddings=True,
             model_type="qwen2",
         ),
-        stages=tuple(replace(s, global_batch_size=64, micro_batch_size=4) for s in base.stages),
+        stages=tuple(
+            replace(s, global_batch_size=64, micro_batch_size=4, **changes) for s in base.stages
+        ),
         data=replace(base.data, phantom_images_per_modality=1000, phantom_size=224),
         ranks=1,
     )

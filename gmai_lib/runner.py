@@ -78,7 +78,6 @@ def run_notebook(path: Path, out_dir: Path, parameters: dict, terminal=None) -> 
     if not result.is_file():
         raise NotebookError(f"{path.stem} ran but wrote no {result}; its last cell must")
     outputs.read_json(result)
-    _write_html(executed)
     return measured
 
 
@@ -117,7 +116,7 @@ def _describe(path: Path, executed: Path, error: BaseException, measured: dict) 
     )
 
 
-def _write_html(executed: Path) -> Path:
+def write_page(executed: Path) -> Path:
     """Write the executed notebook as one HTML file beside it, with solutions folded."""
     import nbformat
     from nbconvert import HTMLExporter

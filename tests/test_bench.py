@@ -1,8 +1,12 @@
 """The benchmark measures every source and says what it measured."""
 
 import json
+from dataclasses import replace
+
+from synthetic_records import phantom
 
 from gmai_lib import bench
+from gmai_lib.dataset import phantom_files
 
 
 def test_every_phantom_source_and_the_writer_are_measured(tmp_path, capsys):
@@ -18,3 +22,11 @@ def test_every_phantom_source_and_the_writer_are_measured(tmp_path, capsys):
     assert rows[-1]["what"] == "build, 2 processes" and rows[-1]["speed-up"] > 0
     said = capsys.readouterr().out
     assert "of decoding alone" in said and "times one process" in said
+
+
+def test_rates_scale_reader_and_writer(tmp_path):
+    sources = tmp_path / "sources"
+    phantom_files.write_sources(sources, seed=0, images_per_modality=3, size=48)
+    records = [replace(phantom(n), split="train") for n in range(8)]
+    rates = bench.rates(sources, records, chinese_fraction=0.0, seed=0)
+    assert min(rates.values()) > 0 and 1 <= rates["pairs_per_image"] < 20

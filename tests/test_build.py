@@ -242,15 +242,18 @@ def test_another_writer_only_needs_name_and_write(tmp_path):
 
 
 class Liar(TemplateWriter):
-    """Calls everything a PET image: always, or in captions only."""
+    """Calls everything a PET image, or asks `asked`: always, or in captions only."""
 
-    def __init__(self, *, always: bool):
+    def __init__(self, *, always: bool, asked: str = "?", said: str = "A PET image."):
         super().__init__(0)
-        self.always = always
+        self.always, self.asked, self.said = always, asked, said
 
     def write(self, record, facts, *, language):
         samples = super().write(record, facts, language=language)
-        lie = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "A PET image."})
+        lie = (
+            {"role": "user", "content": self.asked},
+            {"role": "assistant", "content": self.said},
+        )
         return [
             replace(s, conversations=lie) if self.always or s.subset == "caption" else s
             for s in samples
@@ -269,6 +272,12 @@ def test_a_text_the_facts_do_not_support_is_refused_with_its_reason(tmp_path):
     manifest = write(made, tmp_path / "all", writer=Liar(always=True), chinese_fraction=0)
     (lost,) = [row for row in manifest["ledger"] if row["outcome"] != "kept"]
     assert lost["outcome"] == "every text was refused" and lost["count"] == 2
+    presumes = Liar(always=False, asked="How large is the ulcer?", said="Small.")
+    manifest = write(made, tmp_path / "asked", writer=presumes, chinese_fraction=0)
+    kinds = {
+        (r["kind"], r["reason"]) for row in manifest["fidelity"]["refused"] for r in row["reasons"]
+    }
+    assert ("label", "label 'ulcer' is not in the annotation: How large is the ulcer?") in kinds
 
 
 def test_a_commercial_build_names_every_forbidden_source_and_leaves_nothing(tmp_path):

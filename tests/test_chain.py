@@ -77,8 +77,11 @@ def test_chain_runs_skips_and_reruns_what_changed(workbook, capsys):
     rows = outputs.read_json(folder / "chain.json")
     assert rows["00_first"]["peak_memory_mb"] > 10 and rows["00_first"]["seconds"] > 0
 
+    # An up to date notebook without its page gets the page and does not run again.
+    (folder / "00_first/00_first.html").unlink()
     assert run(workbook, "--set", "00.rate=1e-4", "--set", "1.flag=true") == 0
     assert "0 notebooks ran, 2 were up to date" in capsys.readouterr().out
+    assert "hello" in (folder / "00_first/00_first.html").read_text("utf-8")
 
     # Another value upstream re-runs the reader too, although the reader itself is unchanged.
     assert run(workbook, "--set", "1.flag=true", "--set", "00.rate=0.25") == 0

@@ -52,8 +52,45 @@ def test_batch_that_does_not_divide_names_the_numbers():
         ({"learning_rates": {}}, "learning rates for"),
         ({"precision": "fp8"}, "fp8"),
         ({"zero_stage": 4}, "zero_stage 4"),
+        ({"mixture": {"SLAKE": 1.5, "PathVQA": 1.0}}, r"between 0 and 1, not {'SLAKE': 1.5}"),
+        ({"mixture": {"SLAKE": -0.1}}, r"{'SLAKE': -0.1}"),
+        ({"mixture": {"SLAKE": 0.0, "VQA-RAD": 0.0}}, r"every ratio .* is zero: {'SLAKE': 0.0, 'V"),
+        ({"missing_sources": "ignore"}, "missing_sources 'ignore' not in"),
+        ({"over_long": "truncate"}, "over_long 'truncate' not in"),
+        ({"optimizer": "sgd"}, "optimizer 'sgd' not in"),
+        ({"offload_optimizer": True, "zero_stage": 0}, "offload_optimizer needs zero_stage 1 to 3"),
+        ({"offload_parameters": True}, "offload_parameters needs zero_stage 3, not 2"),
     ],
 )
 def test_impossible_stage_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(config.load("mini").stages[0], **changes)
+
+
+def test_table_10_adds_up_to_what_the_paper_says():
+    """11.7 M samples in stages I and II; 10.6 M by the ratios in stage III (10.0 M printed)."""
+    totals = [sum(config.paper_samples(name).values()) / 1e6 for name in config.STAGES]
+    assert totals == pytest.approx([11.683, 11.683, 10.626], abs=0.001)
+    sets = [key for *_, rows in config.TABLE_10 for key in rows]
+    assert len(sets) == len(set(sets)) == 47
+    tuned = config.paper_mixture("instruction_tuning")
+    assert tuned["ALLaVA"] == 0.5 and tuned["PMC-OA"] == 0.05 and tuned["MIMIC-CXR"] == 0.3
+    assert tuned["GeoQA+"] == 0.75 and tuned["SLAKE"] == 0.1 and tuned["Alpaca"] == 1
+    assert config.paper_mixture("deep_alignment")["Alpaca"] == 0
+    for stage in config.load("paper").stages:
+        assert stage.mixture == config.paper_mixture(stage.name)
+
+
+def test_paper_batches_are_those_of_its_table():
+    """GPUs x micro batch x accumulation: 32 x 8 x 2, then 32 x 4 x 4."""
+    stages = config.load("paper").stages
+    micro = [(s.micro_batch_size, s.gradient_accumulation_steps(32)) for s in stages]
+    assert micro == [(8, 2), (4, 4), (4, 4)]
+
+
+def test_ablations_are_those_of_table_7():
+    numbers = {
+        key: [config.STAGES.index(name) + 1 for name in config.ABLATIONS[key]]
+        for key in config.ABLATIONS
+    }
+    assert numbers == {"1": [1], "1+2": [1, 2], "1+3": [1, 3], "1+2+3": [1, 2, 3]}

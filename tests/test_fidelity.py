@@ -8,7 +8,8 @@ from synthetic_records import blood_cells, nuclei, organs, phantom, tumor
 
 from gmai_lib.dataset.describe import Page, describe
 from gmai_lib.dataset.facts import extract
-from gmai_lib.dataset.fidelity import KINDS, check, plant
+from gmai_lib.dataset.fidelity import KINDS, check, check_question, plant
+from gmai_lib.dataset.writers import TemplateWriter
 from gmai_lib.schema import Fact
 
 RECORDS = [phantom(i) for i in range(160)] + [blood_cells(), nuclei(), organs(), tumor()]
@@ -37,6 +38,18 @@ def test_planted_errors_are_caught():
                     missed.append((kind, text))
     assert total.total() >= 500 and len(total) == 11, total
     assert len(missed) <= 0.05 * total.total(), missed[:3]
+
+
+def test_questions_of_the_templates_take_nothing_for_granted():
+    writer, asked = TemplateWriter(0), 0
+    for made in RECORDS:
+        facts = extract(made)
+        for language in ("en", "zh"):
+            for sample in writer.write(made, facts, language=language):
+                for turn in sample.conversations[::2]:
+                    asked += 1
+                    assert not check_question(turn["content"], facts, language), turn
+    assert asked > 2000
 
 
 # One image: a single small nodule in the upper left of a lung CT; no mass and no effusion.
@@ -163,3 +176,22 @@ def test_a_problem_says_what_and_where():
         "place 'lower right' is not in the annotation: "
         "The nodule lies in the lower right of the image."
     )
+
+
+@pytest.mark.parametrize(
+    ("language", "question", "said"),
+    [
+        ("en", "Where is the mass?", ["mass"]),
+        ("en", "A CT. How many cysts are there?", ["cyst"]),
+        ("en", "What does the pneumothorax look like?", ["pneumothorax"]),
+        ("zh", "肿块位于哪里？", ["mass"]),
+        ("en", "Where is the nodule?", []),
+        ("en", "Is there a mass?", []),
+        ("en", "Which is it, a mass or a nodule?", []),
+        ("en", "What is seen on this CT, and is there no mass?", []),
+        ("zh", "图中有没有肿块？", []),
+        ("zh", "结节位于哪里？", []),
+    ],
+)
+def test_a_question_may_not_take_for_granted_what_is_not_there(language, question, said):
+    assert [p.said for p in check_question(question, FACTS, language)] == said

@@ -93,3 +93,41 @@ def test_memory_shrinks_with_every_zero_stage():
     # 16 bytes a weight without ZeRO, all of it split over 8 ranks with ZeRO 3.
     assert totals[0] == pytest.approx(rows[0]["parameters"] * 16 / 2**30)
     assert totals[3] == pytest.approx(totals[0] / 8)
+
+
+def test_planner_shares_the_work_and_refuses_what_does_not_divide():
+    eight, sixteen = (flops.plan(config.paper(), gpus=n) for n in (8, 16))
+    assert len(eight) == 3 * 4
+    for one, other in zip(eight, sixteen, strict=True):
+        assert one["hours"] == pytest.approx(2 * other["hours"])
+        assert one["price"] == pytest.approx(other["price"]) and one["flops"] == other["flops"]
+    last = [row for row in eight if row["stage"] == "instruction_tuning"]
+    assert [row["fits"] for row in last] == [False, True, True, True]
+    assert last[0]["total_gib"] == pytest.approx(8 * last[3]["total_gib"])
+    few = flops.plan(config.paper(), gpus=8, samples=dict.fromkeys(STAGES, 1e6))
+    assert few[0]["gpu_hours"] == pytest.approx(eight[0]["gpu_hours"] / 11.6827, rel=1e-4)
+    with pytest.raises(ValueError, match="512 is not a multiple of micro batch 8 x world size 7"):
+        flops.plan(config.paper(), gpus=7)
+
+
+def test_papers_run_as_arithmetic():
+    """11.68 M samples in 12,854 steps of 512 packs are 1.78 samples a pack; days at 35 % MFU."""
+    rows = flops.paper_run()
+    assert [row["samples"] / 1e6 for row in rows] == pytest.approx(
+        [11.683, 11.683, 10.626], abs=1e-3
+    )
+    assert rows[0]["samples_per_pack"] == pytest.approx(1.775, abs=0.001)
+    assert rows[1]["samples_per_pack"] == pytest.approx(1.691, abs=0.001)
+    # By hand, stage III: 6 FLOPs per weight and token of a 7 B model, 696 tokens a sample.
+    by_hand = 6 * 7.3e9 * 696 * 10.626e6
+    assert by_hand < rows[2]["flops"] < 1.35 * by_hand  # attention and the tower on top
+    assert rows[0]["flops"] < rows[1]["flops"]
+    days = [round(row["days"], 1) for row in rows]
+    print("days on 32 A100 at 35 % MFU:", days)
+
+
+def test_peak_is_that_of_the_named_gpu():
+    assert flops.peak_of("NVIDIA A100-SXM4-80GB") == 312e12
+    assert flops.peak_of("NVIDIA A10") == 125e12 and flops.peak_of("NVIDIA H200") == 989e12
+    with pytest.raises(ValueError, match="no peak known for 'Voodoo 2'"):
+        flops.peak_of("Voodoo 2")

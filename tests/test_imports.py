@@ -23,7 +23,8 @@ LAYERS = [
 STANDALONE = {
     "chain": {"config", "outputs", "runner"},
     "runner": {"outputs"},
-    "training/launch": {"config", "outputs"},
+    "training/launch": {"config", "outputs", "training"},
+    "training/cluster": set(),
 }
 # Import name -> distribution, where they differ.
 DISTRIBUTION = {

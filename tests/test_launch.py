@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,11 +67,96 @@ def test_deepspeed_config_follows_the_stage(profile):
         assert "auto" not in json.dumps(derived)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_deepspeed_config_says_everything_the_stage_says(zero_stage):
+    stage = replace(config.paper().stages[2], zero_stage=zero_stage, bucket_elements=1000)
+    plain = launch.deepspeed_config(stage, 32)
+    assert plain["zero_optimization"] == {"stage": zero_stage, "reduce_bucket_size": 1000}
+    assert plain["bf16"] == {"enabled": True} and "fp16" not in plain
+    assert plain["optimizer"]["params"] == {"betas": [0.9, 0.999], "torch_adam": True}
+    assert launch.deepspeed_config(replace(stage, precision="fp16"), 32)["fp16"]["loss_scale"] == 0
+    eight = launch.deepspeed_config(replace(stage, optimizer="adamw_8bit"), 32)
+    assert "optimizer" not in eight and eight["zero_allow_untested_optimizer"]
+    if zero_stage:
+        moved = launch.deepspeed_config(replace(stage, offload_optimizer=True), 32)
+        assert moved["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    if zero_stage == 3:
+        moved = launch.deepspeed_config(replace(stage, offload_parameters=True), 32)
+        assert moved["zero_optimization"]["offload_param"]["device"] == "cpu"
+
+
 def test_batches_that_do_not_divide_raise_before_anything_starts(inputs, tmp_path):
     profile = replace(tiny_profile(), ranks=3)
     with pytest.raises(ValueError, match="global batch 4 is not a multiple of micro batch 2 x wo"):
         _run(inputs, tmp_path / "out", profile)
     assert not (tmp_path / "out").exists()
+
+
+def _copy(inputs, folder, change=None, name="config.json"):
+    """The initial checkpoint, with one of its JSON files changed."""
+    shutil.copytree(inputs / "initial", folder)
+    content = read_json(folder / name)
+    if change:
+        change(content)
+    write_json(folder / name, content)
+    return folder
+
+
+def test_stage_without_its_previous_checkpoint_is_refused(inputs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint in .*empty: config.json is missing"
+    ):
+        launch.check_initial(tiny_profile(), tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nowhere"):
+        _run(inputs, tmp_path / "out", tiny_profile(), init=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_of_another_configuration_is_refused_with_both_values(inputs, tmp_path):
+    wider = _copy(inputs, tmp_path / "a", lambda c: c["text_config"].update(hidden_size=64))
+    with pytest.raises(ValueError, match=r"profile tiny: text {'hidden_size': '64, not 32'}"):
+        launch.check_initial(tiny_profile(), wider)
+    larger = _copy(inputs, tmp_path / "b", lambda c: c["vision_config"].update(image_size=32))
+    with pytest.raises(ValueError, match=r"vision {'image_size': '32, not 16'}"):
+        launch.check_initial(tiny_profile(), larger)
+
+
+def test_checkpoint_with_another_tokenizer_is_refused(inputs, tmp_path):
+    moved = _copy(inputs, tmp_path / "a", lambda c: c.update(image_token_id=9))
+    with pytest.raises(ValueError, match=r"the tokenizer has <image> at \d+, the model at 9"):
+        launch.check_initial(tiny_profile(), moved)
+    trained = _copy(inputs, tmp_path / "b")
+    write_json(trained / "lineage.json", launch.lineage(trained, STAGE))
+    launch.check_initial(tiny_profile(), trained)
+    tokenizer = read_json(trained / "tokenizer.json")
+    first, second = list(tokenizer["model"]["vocab"])[-2:]
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    write_json(trained / "tokenizer.json", tokenizer)
+    with pytest.raises(ValueError, match=r"not the one with which \['deep_alignment'\] were"):
+        launch.check_initial(tiny_profile(), trained)
+
+
+def test_chain_with_an_unknown_stage_trains_nothing(inputs, tmp_path):
+    arguments = {"pairs": inputs / "pairs", "init": inputs / "initial", "seed": 0}
+    with pytest.raises(ValueError, match="no stage 'warm_up' in profile tiny"):
+        launch.run_stages(tiny_profile(), (STAGE, "warm_up"), out=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_chain_of_stages_starts_each_from_the_one_before(inputs, tmp_path):
+    profile = tiny_profile(max_steps=1)
+    names = config.ABLATIONS["1+3"]
+    arguments = {"pairs": inputs / "pairs", "init": inputs / "initial", "seed": 0}
+    results = launch.run_stages(profile, names, out=tmp_path, on_metrics=print, **arguments)
+    assert [result["reused"] for result in results] == [False, False]
+    last = tmp_path / "2_instruction_tuning"
+    assert read_json(last / "run.json")["init"] == str(tmp_path / "1_shallow_alignment/checkpoint")
+    assert read_json(last / "checkpoint" / "lineage.json")["stages"] == list(names)
+    again = launch.run_stages(profile, names, out=tmp_path, on_metrics=print, **arguments)
+    assert all(result["reused"] for result in again)
 
 
 def test_environment_shares_the_cores(monkeypatch):

@@ -1,6 +1,8 @@
 """Recipes of recipes_layouts.py, each on a small file tree in exactly the published layout."""
 
 import csv
+import gzip
+import json
 
 import numpy as np
 import pytest
@@ -41,6 +43,53 @@ TREES = {
             + f"{SMALL}/valid/patient64541/study1/view1_frontal.jpg,Male,0,Frontal,AP,"
             "0.0,,,,,,,,,,-1.0,,0.0,1.0\n",
         },
+    ),
+    "mimic_cxr_jpg": (
+        "mimic-cxr-jpg",
+        {
+            "files/p10/p10000032/s50414267/02aa804e.jpg": (("edema",), "train"),
+            "files/p10/p10000032/s50414267/174413ec.jpg": (("edema",), "train"),
+            "files/p11/p11000011/s51029426/68b5c4b1.jpg": ((), "validation"),
+        },
+        {
+            "mimic-cxr-2.0.0-metadata.csv.gz": "dicom_id,subject_id,study_id,ViewPosition\n"
+            "02aa804e,10000032,50414267,PA\n174413ec,10000032,50414267,LATERAL\n"
+            "68b5c4b1,11000011,51029426,AP\n",
+            "mimic-cxr-2.0.0-chexpert.csv.gz": "subject_id,study_id,Cardiomegaly,Edema,No Finding\n"
+            "10000032,50414267,0.0,1.0,\n",
+            "mimic-cxr-2.0.0-split.csv.gz": "dicom_id,study_id,subject_id,split\n"
+            "02aa804e,50414267,10000032,train\n174413ec,50414267,10000032,train\n"
+            "68b5c4b1,51029426,11000011,validate\n",
+            "files/p10/p10000032/s50414267.txt": "FINDINGS:\n Mild edema.\n",
+        },
+    ),
+    "iu_xray": (
+        "chest-xrays-indiana-university",
+        {
+            "images/images_normalized/1_IM-0001-4001.dcm.png": ((NO_FINDING,), ""),
+            "images/images_normalized/4_IM-2050-1001.dcm.png": (
+                ("cardiomegaly", "pulmonary disease, chronic obstructive"),
+                "",
+            ),
+            "images/images_normalized/9_IM-2407-1001.dcm.png": ((), ""),
+        },
+        {
+            "indiana_projections.csv": "uid,filename,projection\n"
+            "1,1_IM-0001-4001.dcm.png,Frontal\n4,4_IM-2050-1001.dcm.png,Frontal\n"
+            "9,9_IM-2407-1001.dcm.png,Frontal\n",
+            "indiana_reports.csv": "uid,MeSH,Problems,image,indication,comparison,findings,"
+            "impression\n1,normal,normal,Xray Chest PA,Positive TB test,None.,Clear lungs.,"
+            'Normal chest.\n4,x,"Cardiomegaly;Pulmonary Disease, Chronic Obstructive",,,,,COPD.\n'
+            "9,No Indexing,No Indexing,,,,,\n",
+        },
+    ),
+    "pcam_kaggle": (
+        "histopathologic-cancer-detection",
+        {
+            "train/f38a6374.tif": (("metastatic tumor",), ""),
+            "train/c18f2d88.tif": ((NO_FINDING,), ""),
+        },
+        {"train_labels.csv": "id,label\nf38a6374,1\nc18f2d88,0\n"},
     ),
     "oct2017": (
         "OCT2017",
@@ -348,7 +397,8 @@ def plant(root, files, tables=None):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(PNG)  # what an image is, its bytes tell and not its suffix
     for path, text in (tables or {}).items():
-        (root / path).write_text(text)
+        data = text.encode()
+        (root / path).write_bytes(gzip.compress(data) if path.endswith(".gz") else data)
 
 
 def read(root):
@@ -455,6 +505,26 @@ def test_what_chexpert_is_not_sure_of_is_neither_there_nor_absent(tmp_path):
     assert first.patient == second.patient != third.patient
 
 
+def test_findings_splits_and_reports_are_joined_from_other_tables(tmp_path):
+    """MIMIC-CXR: findings of a study, splits of an image, the report beside the study's folder."""
+    folder, files, tables = TREES["mimic_cxr_jpg"]
+    plant(tmp_path / folder, files, tables)
+    _, (first, second, third), _ = read(tmp_path / folder)
+    assert first.absent == second.absent == ("cardiomegaly",) and third.absent == ()
+    assert first.report == second.report == "FINDINGS: Mild edema." and third.report == ""
+    assert first.patient == second.patient != third.patient
+    (tmp_path / folder / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"split\.csv\.gz is not a readable CSV file"):
+        read(tmp_path / folder)
+
+
+def test_the_parts_of_a_report_are_one_text(tmp_path):
+    folder, files, tables = TREES["iu_xray"]
+    plant(tmp_path / folder, files, tables)
+    _, records, _ = read(tmp_path / folder)
+    assert [r.report for r in records] == ["Clear lungs. Normal chest.", "COPD.", ""]
+
+
 def test_boxes_of_a_dicom_radiograph_stand_in_its_table(tmp_path):
     """RSNA: a class per row, repeated for every box; rows without corners where nothing is."""
     from pydicom.data import get_testdata_file
@@ -489,10 +559,45 @@ def test_boxes_of_a_dicom_radiograph_stand_in_its_table(tmp_path):
     assert "not a readable DICOM file" in {row["outcome"] for row in ledger.rows()}
 
 
+def test_boxes_of_two_coco_indexes_keep_their_splits(tmp_path):
+    """TBX11K: ids begin anew in every index; healthy lungs have no annotation."""
+    categories = [
+        {"id": 1, "name": "ActiveTuberculosis", "supercategory": "Tuberculosis"},
+        {"id": 2, "name": "ObsoletePulmonaryTuberculosis", "supercategory": "Tuberculosis"},
+    ]
+    root = tmp_path / "TBX11K"
+    plant(root, ["imgs/tb/tb0003.png", "imgs/health/h0001.png", "imgs/tb/tb0005.png"])
+    (root / "annotations/json").mkdir(parents=True)
+    size = {"height": 48, "width": 32}
+    for split, names, boxes in (
+        ("train", ("tb/tb0003.png", "health/h0001.png"), [(1, 1)]),
+        ("val", ("tb/tb0005.png",), [(1, 2)]),
+    ):
+        shown = [{"id": n, "file_name": name, **size} for n, name in enumerate(names, 1)]
+        found = [
+            {"id": 1, "image_id": image, "category_id": kind, "bbox": [8, 12, 16, 24]}
+            for image, kind in boxes
+        ]
+        index = {"images": shown, "annotations": found, "categories": categories}
+        (root / f"annotations/json/TBX11K_{split}.json").write_text(json.dumps(index))
+    recipe, records, ledger = read(root)
+    assert recipe.name == "tbx11k" and {row["outcome"] for row in ledger.rows()} == {"kept"}
+    assert {r.path: (r.labels, r.split) for r in records} == {
+        "imgs/tb/tb0003.png": (("active tuberculosis",), "train"),
+        "imgs/health/h0001.png": ((), "train"),
+        "imgs/tb/tb0005.png": (("healed tuberculosis",), "validation"),
+    }
+    assert "active tuberculosis" in records[1].absent
+    (box,) = records[2].boxes
+    assert (box.x1, box.y1, box.x2, box.y2) == (0.25, 0.25, 0.75, 0.75)
+
+
 def test_tables_are_what_a_csv_reader_sees():
     """The NIH header's brackets hold commas: rows must have as many cells as the header."""
     for _, _, *tables in TREES.values():
-        for text in (tables[0] if tables else {}).values():
+        for path, text in (tables[0] if tables else {}).items():
+            if path.endswith(".txt"):
+                continue
             rows = list(csv.reader(text.splitlines()))
             assert len({len(row) for row in rows}) == 1
 

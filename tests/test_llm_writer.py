@@ -114,9 +114,9 @@ def test_a_refused_key_stops_at_once(serve, tmp_path):
     assert len(server.bodies) < 4
 
 
-def pair(answer):
+def pair(answer, question="Where?"):
     """A reply of one pair."""
-    return json.dumps({"pairs": [{"question": "Where?", "answer": answer}]})
+    return json.dumps({"pairs": [{"question": question, "answer": answer}]})
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,7 @@ def pair(answer):
         ('{"pairs": [{"question": "?"}]}', "JSON of another form"),
         ('{"caption": 3}', "JSON of another form"),
         (pair("A mass in the lung."), "not in the annotation"),
+        (pair("At the upper left.", "Where is the mass?"), "not in the annotation"),
         (pair("A nodule at the lower right."), "not in the annotation"),
         (pair("See http://x.org."), "holds an address or code"),
         (pair("有一个结节。"), "not in English"),

@@ -5,8 +5,9 @@ import pytest
 import torch
 from tiny_run import samples, tiny_profile
 
+from gmai_lib.config import PARTS
 from gmai_lib.model import chat, gmai_vl, kernels, standins
-from gmai_lib.training.packing import block_mask, collate, deal, pack
+from gmai_lib.training.packing import block_mask, collate, deal, pack, spread
 
 
 def test_pack_loses_and_repeats_nothing():
@@ -17,16 +18,50 @@ def test_pack_loses_and_repeats_nothing():
     assert max(lengths[group].sum() for group in packs) <= 96
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "image", "max_length", "expected"),
-    [(10, 80, 64, 4096, 0.984), (20, 300, 576, 4096, 0.939), (20, 200, 64, 384, 0.96)],
-)
-def test_pack_fills_packs_where_greedy_buffers_reach_half(low, high, image, max_length, expected):
-    # The first two mixes are those on which nanoVLM's knapsack was measured at 0.45 and 0.58.
+# Image tokens and text of natural (gamma) lengths, after the mixes nanoVLM's packing was measured
+# on, and the utilisation to reach. With uniform text of 20 to 220 tokens the second fills 0.929.
+MIXES = {
+    "64 image + about 40 text": (lambda rng, n: 64 + rng.gamma(2, 20, n), 0.97),
+    "576 image + about 120 text": (lambda rng, n: 576 + rng.gamma(2, 60, n), 0.93),
+    "64 x 1 to 17 tiles + about 150 text": (
+        lambda rng, n: 64 * rng.integers(1, 18, n) + rng.gamma(2, 75, n),
+        0.99,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_pack_fills_4096_tokens_where_greedy_buffers_reach_half(name):
+    # nanoVLM's default knapsack fills 0.45, 0.58 and 0.58 of these.
+    draw, goal = MIXES[name]
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        lengths = draw(rng, 2000).astype(int) + 1
+        packs = pack(lengths, 4096, rng=rng)
+        filled = lengths.sum() / (len(packs) * 4096)
+        print(f"{name}: {filled:.3f}")
+        assert filled >= goal
+
+
+def test_pack_fills_the_packs_of_the_mini_profile():
     rng = np.random.default_rng(0)
-    lengths = image + rng.integers(low, high, 2000)
-    packs = pack(lengths, max_length, rng=rng)
-    assert lengths.sum() / (len(packs) * max_length) > expected - 0.01
+    lengths = 64 + rng.integers(20, 200, 2000)
+    packs = pack(lengths, 384, rng=rng)
+    assert lengths.sum() / (len(packs) * 384) > 0.95
+
+
+def test_pack_holds_to_its_images_and_still_fills_with_text():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 4, 1500)
+    lengths = 16 * images + rng.integers(5, 60, 1500)
+    packs = pack(lengths, 512, rng=rng, images=images, max_images=5)
+    assert sorted(index for group in packs for index in group) == list(range(1500))
+    assert max(lengths[group].sum() for group in packs) <= 512
+    assert max(images[group].sum() for group in packs) == 5
+    # The images decide here: no fewer packs than they need, and hardly more.
+    assert images.sum() / 5 <= len(packs) <= 1.02 * images.sum() / 5
+    with pytest.raises(ValueError, match="has 3 images but a pack holds 2"):
+        pack(lengths, 512, rng=rng, images=images, max_images=2)
 
 
 def test_pack_is_best_fit_and_follows_the_generator():
@@ -93,6 +128,36 @@ def test_packed_loss_equals_unpacked(implementation):
     assert packed[0] == pytest.approx(sum(loss for loss, _ in alone), rel=1e-6)
 
 
+def _gradients(model, packs, pad_token_id):
+    """Loss and gradients of the sum of the losses."""
+    model.zero_grad()
+    batch = collate(packs, pad_token_id=pad_token_id)
+    loss = model(
+        **{name: batch[name] for name in ("input_ids", "labels", "position_ids")},
+        attention_mask=block_mask(batch["sequence_ids"]),
+        pixel_values=chat.normalize_pixels(batch["pixels"]).double(),
+        num_items_in_batch=1,
+    ).loss
+    loss.backward()
+    return loss.item(), {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", kernels.MATMUL])
+def test_packed_gradients_equal_the_sum_of_unpacked_ones(implementation):
+    model, encoded, pad = _encoded(7)
+    model.set_attn_implementation(implementation)
+    packed_loss, packed = _gradients(model, [encoded[:3], encoded[3:]], pad)
+    losses, gradients = zip(*(_gradients(model, [[s]], pad) for s in encoded), strict=True)
+    assert packed_loss == pytest.approx(sum(losses), rel=1e-5)
+    assert {name.split(".")[0] for name in packed} == set(PARTS)
+    for name, gradient in packed.items():
+        whole = sum(g[name] for g in gradients if name in g)
+        scale = whole.abs().max().item() + 1e-9  # of a key's bias it is zero: softmax ignores it
+        torch.testing.assert_close(gradient, whole, rtol=1e-5, atol=1e-5 * scale)
+
+
 def test_a_neighbour_changes_nothing():
     model, encoded, pad = _encoded(6)
     first, second, third = encoded[0], encoded[1], encoded[2]
@@ -127,3 +192,14 @@ def test_deal_balances_cost_at_equal_counts():
     assert max(sums) - min(sums) <= 2
     with pytest.raises(ValueError, match="32 packs cannot be dealt evenly to 5"):
         deal(costs, 5)
+
+
+def test_dealing_brings_the_ranks_closer_together():
+    rng = np.random.default_rng(0)
+    costs = rng.integers(0, 6, 64) * 384 + rng.integers(300, 385, 64)
+    in_order, dealt = np.arange(64).reshape(8, 8).tolist(), deal(costs, 8)
+    before, after = spread(costs, in_order), spread(costs, dealt)
+    print(f"spread over 8 ranks: {before:.1%} in order, {after:.1%} dealt")
+    assert after < 0.04 and before > 0.2
+    assert spread([1, 1, 4, 2], [[0, 1], [2, 3]]) == 0.5  # 6 where 4 is the mean
+    assert spread([0, 0], [[0], [1]]) == 0

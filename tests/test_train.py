@@ -1,16 +1,30 @@
 """training/train: what learns, at which rate, and that ranks and accumulation change nothing."""
 
 import json
+import random
+import re
+import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from tiny_run import run_ranks, samples, tiny_profile, write_initial, write_run, write_shards
+from tiny_run import (
+    fill_disk_after_first,
+    run_ranks,
+    samples,
+    tiny_profile,
+    write_initial,
+    write_run,
+    write_shards,
+)
 
-from gmai_lib.config import PARTS, STAGES
+from gmai_lib.config import ABLATIONS, PARTS, STAGES
 from gmai_lib.model import weights
 from gmai_lib.outputs import read_json
-from gmai_lib.training import loader, train
+from gmai_lib.training import launch, loader, metrics, packing, train
 
 PROFILE = tiny_profile()
 
@@ -67,7 +81,7 @@ def test_part_hashes_notice_one_bit(inputs):
     assert [part for part in PARTS if before[part] != after[part]] == ["vision_tower"]
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_two_ranks_equal_one_rank_with_accumulation(inputs, tmp_path, zero_stage):
     # Stage III mixes packs with and without images, and micro batches differ in label counts.
     stage = replace(
@@ -86,6 +100,106 @@ def test_two_ranks_equal_one_rank_with_accumulation(inputs, tmp_path, zero_stage
     second, _ = weights.load_checkpoint(tmp_path / "2" / "checkpoint")
     for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"gradient_checkpointing": True, "zero_stage": 2}, 1e-5),
+        ({"gradient_checkpointing": True, "zero_stage": 3}, 1e-5),
+        ({"offload_optimizer": True, "zero_stage": 2}, 1e-5),
+        ({"offload_optimizer": True, "offload_parameters": True, "zero_stage": 3}, 1e-5),
+        ({"bucket_elements": 5_000}, 1e-5),
+        ({"optimizer": "adamw_8bit", "zero_stage": 1}, 1e-2),
+        ({"optimizer": "adamw_8bit", "zero_stage": 2}, 1e-2),
+    ],
+    ids=str,
+)
+def test_memory_savers_give_the_same_loss_curve(inputs, tmp_path, changes, tolerance):
+    stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=6)
+    curves = []
+    for name, variant in (("plain", stage), ("saver", replace(stage, **changes))):
+        run_file = write_run(tmp_path / name, inputs, variant, 2)
+        assert run_ranks(run_file, 2) == [0, 0], _log(tmp_path / name)
+        curves.append([row["loss"] for row in _metrics(tmp_path / name)])
+    assert curves[1] == pytest.approx(curves[0], rel=tolerance)
+    assert curves[0][-1] != curves[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [*ABLATIONS.values(), STAGES[::-1]], ids=" ".join)
+def test_stages_can_be_trained_in_any_order_and_subset(inputs, tmp_path, names):
+    """The paper's ablation (table 7), and backwards; stage I on one subset only."""
+    init = inputs / "initial"
+    for number, name in enumerate(names):
+        stage = replace(PROFILE.stage(name), max_steps=1, precision="float32")
+        if name == "shallow_alignment":
+            stage = replace(stage, subsets=("text_single",))
+        out = tmp_path / f"{number}_{name}"
+        assert run_ranks(write_run(out, inputs, stage, 1, init=str(init)), 1) == [0], _log(out)
+        frozen = read_json(out / "frozen.json")
+        assert {part for part in PARTS if frozen[part]["trained"]} == set(stage.trainable)
+        init = out / "checkpoint"
+        assert read_json(init / "lineage.json")["stages"] == list(names[: number + 1])
+
+
+def test_a_stage_trains_on_its_mixture_and_says_so(inputs, tmp_path):
+    mixture = {"tiny_a": 0.5, "tiny_b": 0.25, "SLAKE": 0.1}
+    stage = replace(PROFILE.stage("instruction_tuning"), max_steps=None, mixture=mixture)
+    run_file = write_run(tmp_path, inputs, stage, 1)
+    assert run_ranks(run_file, 1) == [1]
+    assert "1 of 3 sources of the mixture have no sample to train on: SLAKE" in _log(tmp_path)
+    stage = replace(stage, missing_sources="reweigh")
+    assert run_ranks(write_run(tmp_path, inputs, stage, 1), 1) == [0], _log(tmp_path)
+    log = _log(tmp_path)
+    assert "mixture: tiny_a: 15 of 30 samples (ratio 0.5), 65.2 % of the epoch" in log
+    assert "mixture: tiny_b: 8 of 30 samples (ratio 0.25), 34.8 % of the epoch" in log
+    assert "mixture: absent, the others weigh more: SLAKE" in log
+    assert sum(row["samples"] for row in _metrics(tmp_path)) >= 23
+
+
+@pytest.mark.parametrize("weighting", ["token", "square_root"])
+def test_micro_batch_and_accumulation_do_not_change_the_gradient(inputs, weighting):
+    """1 x 8, 2 x 4, 4 x 2 and 8 x 1 (packs x micro steps), in float64, over two steps."""
+    model, processor = weights.load_checkpoint(inputs / "initial")
+    model = model.double().train()
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    found = []
+    for micro in (1, 2, 4, 8):
+        stage = replace(PROFILE.stage("instruction_tuning"), global_batch_size=8)
+        stage = replace(stage, micro_batch_size=micro, loss_weighting=weighting)
+        data = loader.PairLoader(store, stage, seed=0)
+        for step in (next(data), next(data)):
+            assert len(step.micro_batches) == 8 // micro
+            model.zero_grad()
+            for batch in step.micro_batches:
+                given = loader.to_device(batch, "cpu", torch.float64, noise=False)
+                model(**given, num_items_in_batch=step.label_weight).loss.backward()
+            found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for number, gradients in enumerate(found[2:]):
+        for name, gradient in gradients.items():
+            same = found[number % 2][name]
+            scale = same.abs().max().item()
+            torch.testing.assert_close(gradient, same, rtol=1e-6, atol=1e-6 * scale + 1e-12)
+
+
+def test_micro_batch_and_accumulation_do_not_change_the_update(inputs, tmp_path):
+    """The same through DeepSpeed and AdamW, in float32, without the noise (see loader.vary)."""
+    moved, losses = [], []
+    for micro, ranks in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2)):
+        stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=2)
+        stage = replace(stage, global_batch_size=8, micro_batch_size=micro, augment=False)
+        out = tmp_path / f"{micro}-{ranks}"
+        assert run_ranks(write_run(out, inputs, stage, ranks), ranks) == [0] * ranks, _log(out)
+        losses.append([row["loss"] for row in _metrics(out)])
+        moved.append(dict(weights.load_checkpoint(out / "checkpoint")[0].named_parameters()))
+    initial = dict(weights.load_checkpoint(inputs / "initial")[0].named_parameters())
+    for other, loss in zip(moved[1:], losses[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-6)
+        for name, parameter in moved[0].items():
+            torch.testing.assert_close(other[name], parameter, rtol=0, atol=1e-6, msg=name)
+    assert max((moved[0][n] - p).abs().max() for n, p in initial.items()) > 1e-3
 
 
 def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):
@@ -133,7 +247,7 @@ def test_run_killed_twice_equals_uninterrupted_run_bit_for_bit(inputs, tmp_path,
     assert run_ranks(runs["whole"], 2) == [0, 0], _log(tmp_path / "whole")
     for kill_at in (6, 15):
         assert run_ranks(runs["killed"], 2, kill_at=kill_at) == [-9, -9], _log(tmp_path / "killed")
-    assert read_json(tmp_path / "killed" / "training" / "latest.json")["step"] >= 12
+    assert launch.resume_step(tmp_path / "killed") >= 12
     assert len(list((tmp_path / "killed" / "training").glob("step-*"))) <= 3  # one unfinished
     assert run_ranks(runs["killed"], 2) == [0, 0], _log(tmp_path / "killed")
     whole, killed = _metrics(tmp_path / "whole"), _metrics(tmp_path / "killed")
@@ -154,3 +268,251 @@ def test_resume_on_another_number_of_ranks_raises(inputs, tmp_path):
     assert run_ranks(run_file, 2, kill_at=4) == [-9, -9], _log(tmp_path)
     assert run_ranks(run_file, 1) == [1]
     assert "was written by 2 ranks, not 1; resume with as many" in _log(tmp_path)
+
+
+def _resumed(inputs, out, *, prepare=None):
+    """Train 12 steps with a checkpoint every 3, killed at step 9 or so, then again to the end."""
+    stage = replace(PROFILE.stage("deep_alignment"), max_steps=12)
+    run_file = write_run(out, inputs, stage, 2, checkpoint_steps=3)
+    assert run_ranks(run_file, 2, kill_at=8) == [-9, -9], _log(out)
+    checkpoints = launch.training_checkpoints(out / "training")
+    assert len(checkpoints) == 2
+    if prepare:
+        prepare(checkpoints)
+    assert run_ranks(run_file, 2) == [0, 0], _log(out)
+    return [int(path.name.removeprefix("step-")) for path in checkpoints]
+
+
+def _flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_flip_a_bit, "has another sha256"),
+        pytest.param(_truncate, " bytes", marks=pytest.mark.slow),
+        pytest.param(Path.unlink, "is missing", marks=pytest.mark.slow),
+    ],
+)
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(inputs, tmp_path, damage, said):
+    def prepare(checkpoints):
+        damage(sorted(checkpoints[0].glob("*optim_states.pt"))[1])
+
+    steps = _resumed(inputs, tmp_path / "damaged", prepare=prepare)
+    log = _log(tmp_path / "damaged")
+    assert f"step-{steps[0]} is damaged (" in log and said in log
+    assert f"resuming from step-{steps[1]}" in log
+    training = read_json(tmp_path / "damaged" / "training.json")
+    assert training["resumed_from"] == steps[1] and training["steps"] == 12
+    rows = _metrics(tmp_path / "damaged")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+
+
+@pytest.mark.slow
+def test_without_an_intact_checkpoint_training_starts_again(inputs, tmp_path):
+    def prepare(checkpoints):
+        for path in checkpoints:
+            _flip_a_bit(next(path.glob("*optim_states.pt")))
+
+    _resumed(inputs, tmp_path, prepare=prepare)
+    assert "there is none before it, starting from step 0" in _log(tmp_path)
+    assert read_json(tmp_path / "training.json")["resumed_from"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGES)
+def test_run_killed_twice_at_random_steps_has_the_weights_of_the_uninterrupted(
+    inputs, tmp_path, name
+):
+    stage = replace(PROFILE.stage(name), max_steps=24)
+    rng = random.Random(f"{name} {time.time_ns()}")
+    kills = sorted(rng.sample(range(2, 22), 2))
+    print("killed at steps", kills)
+    whole, killed = (
+        write_run(tmp_path / label, inputs, stage, 2, checkpoint_steps=2 + number)
+        for number, label in enumerate(("whole", "killed"))
+    )
+    assert run_ranks(whole, 2) == [0, 0]
+    for kill_at in kills:
+        assert run_ranks(killed, 2, kill_at=kill_at) == [-9, -9], _log(tmp_path / "killed")
+    assert run_ranks(killed, 2) == [0, 0], _log(tmp_path / "killed")
+    hashes = [
+        train.part_hashes(weights.load_checkpoint(tmp_path / label / "checkpoint")[0])
+        for label in ("whole", "killed")
+    ]
+    assert hashes[0] == hashes[1], kills
+
+
+def test_last_checkpoints_are_kept_and_older_ones_removed(inputs, tmp_path):
+    stage = replace(PROFILE.stage("shallow_alignment"), max_steps=200)
+    run_file = write_run(tmp_path, inputs, stage, 1, checkpoint_steps=2, keep_checkpoints=3)
+    assert run_ranks(run_file, 1, kill_at=14) == [-9], _log(tmp_path)
+    kept = [path.name for path in launch.training_checkpoints(tmp_path / "training")]
+    assert len(kept) == 3 and kept[0] == f"step-{launch.resume_step(tmp_path)}"
+    steps = [int(name.removeprefix("step-")) for name in kept]
+    assert steps == [steps[0], steps[0] - 2, steps[0] - 4]
+
+
+def test_full_disk_is_an_error_with_the_needed_bytes_and_harms_nothing(inputs, tmp_path):
+    stage = replace(PROFILE.stage("deep_alignment"), max_steps=12)
+    run_file = write_run(tmp_path, inputs, stage, 1, checkpoint_steps=3)
+    assert run_ranks(run_file, 1, prepare=fill_disk_after_first) == [1]
+    log = _log(tmp_path)
+    assert "disk full: the checkpoint of step 6 needs " in log
+    assert "training has 1,000; free some and start again, which resumes from step 3" in log
+    assert [p.name for p in (tmp_path / "training").glob("*step-*")] == ["step-3"]
+    assert run_ranks(run_file, 1) == [0], _log(tmp_path)
+    assert read_json(tmp_path / "training.json")["resumed_from"] == 3
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero_stage"),
+    [("float32", 2)]
+    + [
+        pytest.param(precision, zero_stage, marks=pytest.mark.slow)
+        for precision in ("float32", "bf16")
+        for zero_stage in (0, 1, 2, 3)
+        if (precision, zero_stage) != ("float32", 2)
+    ],
+)
+def test_losses_by_kind_and_norms_by_part_add_up(inputs, tmp_path, zero_stage, precision):
+    stage = replace(PROFILE.stage("instruction_tuning"), zero_stage=zero_stage, max_steps=3)
+    stage = replace(stage, precision=precision, loss_weighting="square_root", augment=False)
+    assert run_ranks(write_run(tmp_path, inputs, stage, 2), 2) == [0, 0], _log(tmp_path)
+    model, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    rows = _metrics(tmp_path)
+    for row, step in zip(rows, loader.PairLoader(store, stage, seed=0), strict=False):
+        assert set(row["grad_norm_by_part"]) == set(PARTS)
+        squares = sum(norm**2 for norm in row["grad_norm_by_part"].values())
+        assert row["grad_norm"] == pytest.approx(squares**0.5, rel=1e-3)
+        members = np.concatenate([m for b in step.micro_batches for m in b["members"]])
+        for kind in ("subset", "language"):
+            by_kind = row[f"loss_by_{kind}"]
+            shares = dict.fromkeys(by_kind, 0.0)
+            for name, weight in zip(
+                store.categories[kind][members],
+                store.label_weight("square_root")[members],
+                strict=True,
+            ):
+                shares[name] += weight / step.label_weight
+            assert sum(shares.values()) == pytest.approx(1)
+            mean = sum(shares[name] * loss for name, loss in by_kind.items())
+            assert mean == pytest.approx(row["loss"], rel=1e-5)
+    if precision == "float32":  # against autograd and the model's own loss
+        step = next(loader.PairLoader(store, stage, seed=0))
+        for batch in step.micro_batches:
+            given = loader.to_device(batch, "cpu", torch.float32, noise=False)
+            model(**given, num_items_in_batch=step.label_weight).loss.backward()
+        for part in PARTS:
+            members = getattr(model, part).parameters()
+            norm = sum(p.grad.double().pow(2).sum() for p in members if p.grad is not None) ** 0.5
+            assert rows[0]["grad_norm_by_part"][part] == pytest.approx(norm.item(), rel=1e-4)
+        totals = {"en": [0.0, 0.0], "zh": [0.0, 0.0]}
+        for index in np.concatenate([m for b in step.micro_batches for m in b["members"]]):
+            sample = packing.collate([[store.sample(index, "square_root")]], pad_token_id=0)
+            given = loader.to_device(sample, "cpu", torch.float32, noise=False)
+            total = totals[store.categories["language"][index]]
+            total[0] += model(**given, num_items_in_batch=1).loss.item()
+            total[1] += given["label_weights"].sum().item()
+        for language, (total, weight) in totals.items():
+            assert rows[0]["loss_by_language"][language] == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_every_step_says_how_fast_it_was(inputs, tmp_path):
+    stage = replace(PROFILE.stage("instruction_tuning"), max_steps=5)
+    assert run_ranks(write_run(tmp_path, inputs, stage, 2), 2) == [0, 0], _log(tmp_path)
+    rows = _metrics(tmp_path)
+    for row in rows:
+        assert 0 < row["tokens_per_s"] <= row["padded_tokens_per_s"]
+        assert row["images_per_s"] == pytest.approx(row["images"] / row["seconds"])
+        assert 0 <= row["data_wait_share"] < 1 and 0 < row["mfu"] < 1
+        assert row["memory_gib"] > 0 and row["tflops_per_s"] > 0
+        assert (row["seconds_left"] > 0) == (row["step"] < 5)
+        before, after = row["rank_spread"]
+        assert 0 <= after <= 1 and 0 <= before <= 1
+    summary = read_json(tmp_path / "training.json")
+    assert 0 < summary["mfu"] < 1 and summary["rank_spread"] <= summary["rank_spread_in_order"]
+
+
+def test_nan_stops_before_the_update_and_names_samples_of_the_batch(inputs, tmp_path):
+    stage = replace(PROFILE.stage("shallow_alignment"), precision="float32", max_steps=9)
+    stage = replace(stage, learning_rates={"multi_modal_projector": 1e30}, warmup_ratio=0.0)
+    run_file = write_run(tmp_path, inputs, stage, 1, checkpoint_steps=1)
+    assert run_ranks(run_file, 1) == [1]
+    (said,) = re.findall(r"before the update of step (\d+): loss is nan; samples", _log(tmp_path))
+    rows = _metrics(tmp_path)
+    assert int(said) == len(rows) + 1 == launch.resume_step(tmp_path) + 1 == 2
+    _, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    data = loader.PairLoader(store, stage, seed=0)
+    batch = [next(data), next(data)][1]
+    members = np.concatenate([m for b in batch.micro_batches for m in b["members"]])
+    named = re.findall(r"(2d#cls#CT#tiny#0-\d+) \(nan\)", _log(tmp_path))
+    assert named and set(named) <= {store.sample_id(i) for i in members}
+
+
+def test_samples_with_the_largest_losses_are_found(inputs):
+    _, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    stage = PROFILE.stage("instruction_tuning")
+    losses = metrics.StepLosses(store, "cpu")
+    step = next(loader.PairLoader(store, stage, seed=0))
+    expected = {}
+    for number, batch in enumerate(step.micro_batches):
+        inputs_given = {"label_weights": batch["label_weights"]}
+        losses.watch(batch, inputs_given)
+        given = batch["label_weights"] * 0  # what backward would leave: loss 7 + its row, scale 2
+        for row, members in enumerate(batch["members"]):
+            for place, index in enumerate(members, start=1):
+                loss = float("nan") if (number, row, place) == (0, 1, 1) else number + row + place
+                given[row][batch["sequence_ids"][row] == place] = 2 * loss
+                expected[store.sample_id(index)] = loss
+        inputs_given["label_weights"].grad = given
+        assert not batch["label_weights"].requires_grad, "the loader's own tensor is left alone"
+    alone = SimpleNamespace(
+        get_world_size=lambda: 1,
+        all_gather_object=lambda out, value: out.__setitem__(0, value),
+        all_reduce=lambda tensor: None,
+    )
+    worst = losses.worst(losses.samples(2.0), alone)
+    assert len(worst) == 5 and np.isnan(worst[0][1])
+    assert [expected[name] for name, _ in worst[1:]] == pytest.approx([v for _, v in worst[1:]])
+    assert [v for _, v in worst[1:]] == sorted(v for v in expected.values() if v == v)[:-5:-1]
+
+
+def test_a_jump_of_the_loss_stops_the_run():
+    stage = replace(PROFILE.stage("shallow_alignment"), max_loss_jump=3.0)
+    guard = metrics.Guard(stage, [1.0] * 7)
+    assert guard.objection(2.9) is None  # the eighth: from now on there is a median
+    assert guard.objection(2.9) is None
+    assert "loss 3.100 is more than 3 times the median 1.000 of the last 9" in guard.objection(3.1)
+    assert guard.objection(float("nan")) == "loss is nan"
+    assert metrics.Guard(stage, []).objection(1e6) is None  # nothing to compare with
+    assert metrics.Guard(stage, []).objection(float("inf")) == "loss is inf"
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass(inputs):
+    model, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    stage = PROFILE.stage("instruction_tuning")
+    batch = next(loader.PairLoader(store, stage, seed=0)).micro_batches[0]
+    kept = []
+    for enabled in (False, True):
+        if enabled:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        sizes = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t
+        )
+        with hooks:
+            model.train()(**loader.to_device(batch, "cpu", torch.float32, noise=False))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]

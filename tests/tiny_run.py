@@ -4,6 +4,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,14 +126,16 @@ def write_run(folder: Path, inputs: Path, stage: config.Stage, ranks: int, **cha
     """Write the run.json that launch.run_stage would write; return its path."""
     paths = {"pairs": inputs / "pairs", "init": inputs / "initial", "cache": inputs / "cache"}
     run = {name: str(path) for name, path in (paths | {"out": folder}).items()}
-    run |= {"stage": asdict(stage), "ranks": ranks, "seed": 0, "checkpoint_steps": 100} | changes
+    run |= {"stage": asdict(stage), "ranks": ranks, "seed": 0, "checkpoint_steps": 100}
+    run |= {"keep_checkpoints": 2} | changes
     return write_json(folder / "run.json", run)
 
 
-def run_ranks(run_file: Path, ranks: int, *, kill_at: int | None = None) -> list[int]:
+def run_ranks(run_file: Path, ranks: int, *, kill_at: int | None = None, prepare=None) -> list[int]:
     """Train as launch would, but forked from a server that has torch loaded; return exit codes.
 
     With `kill_at`, every rank is killed (-9) as soon as that optimizer step has been logged.
+    `prepare` is called in every rank first.
     """
     context = multiprocessing.get_context("forkserver")
     # The last one pulls in torch._inductor, which DeepSpeed imports on its first optimizer.
@@ -140,7 +143,7 @@ def run_ranks(run_file: Path, ranks: int, *, kill_at: int | None = None) -> list
     context.set_forkserver_preload([*preload, "deepspeed.runtime.zero.muon.muon_optimizer"])
     port, metrics = launch.free_port(), run_file.with_name("metrics.jsonl")
     processes = [
-        context.Process(target=_rank, args=(str(run_file), rank, ranks, port))
+        context.Process(target=_rank, args=(str(run_file), rank, ranks, port, prepare))
         for rank in range(ranks)
     ]
     for process in processes:
@@ -157,11 +160,24 @@ def run_ranks(run_file: Path, ranks: int, *, kill_at: int | None = None) -> list
     return [process.exitcode for process in processes]
 
 
-def _rank(run_file: str, rank: int, ranks: int, port: int):
+def fill_disk_after_first():
+    """Let the disk have room for one checkpoint and then for 1,000 bytes."""
+    usage, asked = shutil.disk_usage, []
+
+    def nearly_full(path):
+        asked.append(path)
+        return usage(path) if len(asked) == 1 else usage(path)._replace(free=1000)
+
+    shutil.disk_usage = nearly_full
+
+
+def _rank(run_file: str, rank: int, ranks: int, port: int, prepare):
     """One rank of `run_ranks`; its output goes to <out>/log-<rank>.txt."""
     log = os.open(Path(run_file).with_name(f"log-{rank}.txt"), os.O_CREAT | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(log, stream)
+    if prepare:
+        prepare()
     if ranks > 1:  # one rank finds its way without a launcher
         where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in where.items()}

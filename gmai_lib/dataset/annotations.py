@@ -8,7 +8,8 @@ Options that several formats share:
     masks       glob of all mask files, likewise
     table, key  CSV with more about each image (patient, organ, finding, severity), and the
                 column that names the image: its path, file name or stem
-    columns     where headers differ: our field -> header (lower case, blanks stripped)
+    columns     where headers differ: our field -> header (lower case, blanks stripped), or several
+                whose cells are joined by blanks
     delimiter   of the columns, where it is no comma
     split_names how a layout calls its splits -> train, validation, test (the usual words are known)
     names       source label -> readable label; `readable`: True turns FOREIGN_BODY into words
@@ -19,7 +20,9 @@ Options that several formats share:
 """
 
 import csv
+import gzip
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from glob import escape
@@ -88,13 +91,15 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     Option `findings`: header -> finding, where each has a column of its own: 1 is there, 0 is not,
     any other number (CheXpert's -1) is a counted drop, a blank says nothing. Option `table` may be
     path -> split. Option `path`: regular expression of what `file` gives, with the groups file
-    (which part of it is the path), patient and split.
+    (which part of it is the path), patient and split. Option `joins`: (other table, headers) pairs;
+    the first row of that table with the same cells under these headers fills in what the row lacks.
+    Option `report_file`: path of a text file with the report, with {columns} to fill in.
     """
     template, mask = recipe.options["file"], recipe.options.get("mask")
     paths_of = defaultdict(list)
     for path in files(root, recipe.options["images"]):
         paths_of[PurePosixPath(path).name].append(path)
-    needed = set(re.findall(r"{([^{}]+)}", template + (mask or "")))
+    needed = set(re.findall(r"{([^{}:]+)", template + (mask or "")))
     separator = recipe.options.get("separator", ",")
     entries = []
     tables = recipe.options["table"]
@@ -104,18 +109,21 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         for path, split in tables.items()
         for row in _rows(recipe, root / path, needed, ledger)
     )
+    joined = [(on, _first_rows(recipe, root / path, on, ledger)) for path, on in _joins(recipe)]
     for row, split in rows:
+        for on, others in joined:
+            row = others.get(tuple(row.get(header, "") for header in on), {}) | row
         entry = Entry(path=template.format_map(row), split=split)
         _say(recipe, entry, row)
+        _add_report(recipe, root, entry, row, ledger)
         if said := re.fullmatch(recipe.options.get("path", "(?!)"), entry.path):
             groups = said.groupdict()
             entry.path = groups.get("file") or entry.path
             entry.patient = groups.get("patient") or entry.patient
             entry.split = split_name(recipe, groups.get("split") or entry.split)
         finding = _cell(recipe, row, "finding")
-        entry.labels = [
-            label_name(recipe, part) for part in finding.split(separator) if part.strip()
-        ]
+        parts = [label_name(recipe, part) for part in finding.split(separator) if part.strip()]
+        entry.labels = [part for part in parts if part]
         _say_findings(recipe, entry, row, ledger)
         entry.severity = recipe.options.get("grades", {}).get(finding, entry.severity)
         if template.startswith("**/"):
@@ -131,6 +139,32 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         entries.append(entry)
     _add_boxes(recipe, root, entries, ledger)
     return entries
+
+
+def _joins(recipe: Recipe) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    return recipe.options.get("joins", ())
+
+
+def _first_rows(
+    recipe: Recipe, path: Path, on: tuple[str, ...], ledger: Ledger
+) -> dict[tuple[str, ...], dict[str, str]]:
+    """Rows of a table that is joined, by their cells under the headers `on`."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in _rows(recipe, path, set(on), ledger):
+        rows.setdefault(tuple(row[header] for header in on), row)
+    return rows
+
+
+def _add_report(recipe: Recipe, root: Path, entry: Entry, row: dict[str, str], ledger: Ledger):
+    """Read the report that option `report_file` names; an image without one is kept."""
+    if "report_file" not in recipe.options:
+        return
+    path = recipe.options["report_file"].format_map(row)
+    if not is_inside(path):
+        drop_annotation(recipe, "path leads outside the dataset folder", path, ledger)
+    elif is_file(root, path):
+        said = (root / path).read_bytes().decode("utf-8", "replace")
+        entry.report = " ".join(said.split())
 
 
 def _say_findings(recipe: Recipe, entry: Entry, row: dict[str, str], ledger: Ledger):
@@ -171,11 +205,21 @@ def voc(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
 
 
 def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
-    """COCO JSON `index`: images in `folder`, categories, annotations with bbox x, y, w, h.
+    """COCO JSON `index` (a path, or path -> split): images in `folder`, categories, annotations
+    with bbox x, y, w, h.
 
     Without a bbox, the segmentation (polygons, or RLE compressed or not) gives it.
     """
-    path = root / recipe.options["index"]
+    indexes = recipe.options["index"]
+    indexes = indexes if isinstance(indexes, dict) else {indexes: ""}
+    return [
+        entry
+        for path, split in indexes.items()
+        for entry in _coco_entries(recipe, root / path, split, ledger)
+    ]
+
+
+def _coco_entries(recipe: Recipe, path: Path, split: str, ledger: Ledger) -> list[Entry]:
     index = read_index(path)
     try:
         names = {str(c["id"]): label_name(recipe, c["name"]) for c in index["categories"]}
@@ -189,7 +233,7 @@ def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
         if not (isinstance(image, dict) and image.get("file_name") and "id" in image):
             drop_annotation(recipe, "malformed index entry", f"{path.name} images[{i}]", ledger)
             continue
-        entry = Entry(path=f"{recipe.options['folder']}/{image['file_name']}")
+        entry = Entry(path=f"{recipe.options['folder']}/{image['file_name']}", split=split)
         _say(recipe, entry, {k.lower(): str(v) for k, v in image.items()})
         entries[str(image["id"])] = entry
         size = image.get("height"), image.get("width")
@@ -388,7 +432,7 @@ def _rows(
     `needed` has to be there and filled in, one of `present` has to be there.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _text(path) as file:
             reader = csv.reader(file, strict=True, delimiter=recipe.options.get("delimiter", ","))
             header = [name.strip().lower() for name in next(reader, [])]
             if missing := sorted({*needed, *present} - set(header)):
@@ -402,13 +446,19 @@ def _rows(
                     drop_annotation(recipe, "malformed table row", where, ledger)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; the dataset cannot be read without it") from error
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable CSV file ({error}); repair it") from error
 
 
+def _text(path: Path):
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
 def _cell(recipe: Recipe, row: dict[str, str], name: str) -> str:
-    header = recipe.options.get("columns", {}).get(name, name)
-    return " ".join(row.get(header, "").split())
+    headers = recipe.options.get("columns", {}).get(name, name)
+    headers = (headers,) if isinstance(headers, str) else headers
+    return " ".join(" ".join(row.get(header, "") for header in headers).split())
 
 
 def split_name(recipe: Recipe, said: str) -> str:

@@ -79,7 +79,9 @@ def write_pairs(
     staging.mkdir(parents=True, exist_ok=True)
     for leftover in staging.glob(".*"):  # half-written files of a killed run
         leftover.unlink()
-    work = partial(_write_shard, staging, writer, seed, chinese_fraction)
+    # The schema is made here: `datasets`, which it takes, is slow to import in every process.
+    schema = sample_features().arrow_schema
+    work = partial(_write_shard, staging, schema, writer, seed, chinese_fraction)
     tally, shards = _Tally(), {split: [] for split in SPLITS}
     try:
         jobs = _jobs(_permitted(records, use), shard_records)
@@ -166,7 +168,9 @@ def _jobs(records: Iterable[Record], shard_records: int) -> Iterator[_Job]:
             yield _Job(split, numbers[split], tuple(pending[split]))
 
 
-def _write_shard(staging: Path, writer, seed: int, chinese_fraction: float, job: _Job) -> dict:
+def _write_shard(
+    staging: Path, schema, writer, seed: int, chinese_fraction: float, job: _Job
+) -> dict:
     """Run all steps on the records of one shard; return its row of the manifest and its tally.
 
     Both are also kept as JSON beside the file. If they are there already, from a killed run with
@@ -182,7 +186,7 @@ def _write_shard(staging: Path, writer, seed: int, chinese_fraction: float, job:
     tally = _Tally()
     before = {name: Counter(getattr(writer, name, {})) for name in _WRITER_COUNTS}
     with atomic(file) as path:
-        rows = _RowGroups(path)
+        rows = _RowGroups(path, schema)
         try:
             for record in job.records:
                 written = _samples_of(record, writer, seed, chinese_fraction)
@@ -253,9 +257,8 @@ def _samples_of(record: Record, writer, seed: int, chinese_fraction: float) -> l
 class _RowGroups:
     """One Parquet file while it is written; holds one row group in memory."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.schema = sample_features().arrow_schema
+    def __init__(self, path: Path, schema):
+        self.path, self.schema = path, schema
         self.pending: list[dict] = []
         self.pending_bytes = 0
         self.parquet = None  # the open file
@@ -311,8 +314,12 @@ class _Tally:
         """Whether the sample says only what its facts say; a refused one is remembered."""
         if record.report or record.qa:
             return True
-        said = "\n".join(t["content"] for t in sample.conversations if t["role"] == "assistant")
+        asked, said = (
+            "\n".join(t["content"] for t in sample.conversations if t["role"] == role)
+            for role in ("user", "assistant")
+        )
         problems = fidelity.check(said, sample.facts, sample.language)
+        problems += fidelity.check_question(asked, sample.facts, sample.language)
         self.checked += 1
         if problems:
             reasons = [{"kind": p.kind, "reason": str(p)} for p in problems]

@@ -32,7 +32,15 @@ from gmai_lib.dataset.lexicon import (
     plural,
     translate,
 )
-from gmai_lib.schema import DEPARTMENTS, IMAGE_MODALITIES, LANGUAGES, PLACES, SIZES, Fact
+from gmai_lib.schema import (
+    DEPARTMENTS,
+    IMAGE_MODALITIES,
+    LANGUAGES,
+    NO_FINDING,
+    PLACES,
+    SIZES,
+    Fact,
+)
 
 SEVERITIES = ("mild", "moderate", "severe", "proliferative")
 KINDS = (
@@ -77,6 +85,11 @@ _NOTHING = {
     "zh": re.compile("(?:未见|无|没有)(?:明显)?异常"),
 }
 
+# What begins a question that takes for granted what it names, unless it offers a choice.
+_OPEN = {
+    "en": re.compile(r"^(?!.*\bor\b).*\b(?:where|which|what|how|why)\b"),
+    "zh": re.compile("^(?!.*(?:还是|或|是否|有没有|有无|吗)).*(?:哪|什么|多少|几|如何|怎)"),
+}
 _REGION = re.compile("\\bthis region\\b|该区域")
 
 
@@ -103,6 +116,38 @@ def check(text: str, facts: tuple[Fact, ...], language: str) -> list[Problem]:
     for clause in filter(str.strip, _CLAUSE[language].split(text)):
         problems += _judge(clause, known, language)
     return problems
+
+
+def check_question(question: str, facts: tuple[Fact, ...], language: str) -> list[Problem]:
+    """Return the findings that a question takes for granted although no fact names them.
+
+    "Where is the nodule?" takes a nodule for granted; "Is there a nodule?" and "A nodule or a
+    cyst?" do not. Only findings are judged: to ask about another organ or side is no claim.
+    """
+    known, problems = _Known(facts), []
+    for clause in filter(str.strip, _CLAUSE[language].split(question)):
+        if _OPEN[language].search(clause.lower()):
+            problems += [
+                Problem("label", said, clause)
+                for term in _parse(clause, language).terms
+                for said in [term.read(known.everything)]
+                if term.kind == "thing" and not term.denied and not is_structure(said)
+                if said not in known.labels and said != NOT_AN_ORGAN
+            ]
+    return problems
+
+
+def claims(text: str, language: str) -> frozenset[tuple[str, str, bool]]:
+    """Return what a text says as (kind, value, denied), whether or not any annotation says so."""
+    said = set()
+    for clause in filter(str.strip, _CLAUSE[language].split(text)):
+        parsed = _parse(clause, language)
+        said |= {(term.kind, term.meanings[0], term.denied) for term in parsed.terms}
+        said |= {("count", f"{t.number} {t.meanings[0]}", False) for t in parsed.terms if t.number}
+        said |= {("side", side, False) for side in parsed.sides}
+        said |= {("severity", severity, False) for severity in parsed.severities}
+        said |= {("label", NO_FINDING, False)} if parsed.nothing else set()
+    return frozenset(said)
 
 
 class _Known:

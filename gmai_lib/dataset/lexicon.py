@@ -179,8 +179,10 @@ _PLURAL_STRUCTURES = frozenset(
 
 # Labels of the recipes for public datasets that phantoms and the data of the tests do not have.
 _PUBLIC_LABELS = {
+    "active tuberculosis": "活动性结核",
     "grasper": "抓钳",
     "bipolar forceps": "双极钳",
+    "healed tuberculosis": "陈旧性结核",
     "hook": "电钩",
     "scissors": "剪刀",
     "clipper": "施夹器",
@@ -268,6 +270,7 @@ _PUBLIC_LABELS = {
     "malignant tumor": "恶性肿瘤",
     "melanocytic nevus": "黑素细胞痣",
     "melanoma": "黑色素瘤",
+    "metastatic tumor": "转移性肿瘤",
     "monocyte": "单核细胞",
     "mucinous carcinoma": "黏液癌",
     "mucus": "黏液",

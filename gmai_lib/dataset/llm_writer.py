@@ -7,9 +7,9 @@
     write_pairs(records, out, writer=writer, seed=0, chinese_fraction=0)
 
 The model sees facts and a source's own report, never pixels, and the facts decide: a reply must be
-JSON of the wanted form, and every answer and caption passes `fidelity.check` (questions do not:
-they may name what is absent). What fails is asked again, up to ATTEMPTS times, and
-then dropped with its reason. A killed run goes on where it stopped and pays for no reply twice.
+JSON of the wanted form, every answer and caption passes `fidelity.check`, and no question may take
+for granted a finding that no fact names. What fails is asked again, up to ATTEMPTS times, and then
+dropped with its reason. A killed run goes on where it stopped and pays for no reply twice.
 A source that is not openly accessible is never sent to another machine.
 
 Paper: section 3.1, step 5 (GPT-4o with a question prompt of four rules and a region prompt of
@@ -249,9 +249,11 @@ def _fault(job: _Job, reply: str) -> str:
             return f"too long: {_length(text)} words"
         if (job.language == "zh") != bool(re.search(r"[\u4e00-\u9fff]", text)):
             return f"not in {_LANGUAGE_NAMES[job.language]}: {text[:60]}"
-    for answer in answers:
-        if problems := fidelity.check(answer, job.facts, job.language):
-            return f"not in the annotation: {problems[0].kind} {problems[0].said}"
+    problems = [p for answer in answers for p in fidelity.check(answer, job.facts, job.language)]
+    for question in texts[len(answers) :]:
+        problems += fidelity.check_question(question, job.facts, job.language)
+    if problems:
+        return f"not in the annotation: {problems[0].kind} {problems[0].said}"
     return ""
 
 

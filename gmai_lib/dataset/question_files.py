@@ -201,7 +201,7 @@ def _question_rows(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[tuple
     for glob, split in recipe.options["splits"].items():
         for path in files(root, glob):
             if path.endswith(".parquet"):
-                rows = _rows_of(root / path)
+                rows = parquet_rows(root / path)
             elif path.endswith(".jsonl"):
                 rows = lines_of(root / path)
             else:
@@ -219,11 +219,11 @@ def _parquet_rows(recipe: Recipe, root: Path, columns: dict):
     """Yield (path of the row, split, row) of the Parquet files, all of which have `columns`."""
     for glob, split in recipe.options["splits"].items():
         for path in files(root, glob):
-            for number, row in enumerate(_rows_of(root / path, list(columns.values()))):
+            for number, row in enumerate(parquet_rows(root / path, list(columns.values()))):
                 yield f"{path}/{number}", split_name(recipe, split), row
 
 
-def _rows_of(path: Path, columns: list[str] | None = None) -> Iterator[dict]:
+def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict]:
     """Stream the rows of one Parquet file; ValueError names a file that is none."""
     try:
         with pq.ParquetFile(path) as file:

@@ -134,21 +134,29 @@ def boxes_of_mask(mask: np.ndarray, label: str, instances: str) -> list[Box]:
     around everything.
     """
     height, width = mask.shape
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return []
+    # Only what lies around the mask is searched: most masks cover little of their image.
+    top, left = int(rows[0]), int(columns[0])
+    inside = mask[top : rows[-1] + 1, left : columns[-1] + 1]
     if instances == "components":
-        parts, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+        parts, _ = ndimage.label(inside, structure=np.ones((3, 3)))
+        found = ndimage.find_objects(parts)
+        covered = np.bincount(parts.ravel())[1:]
     else:
-        parts = mask.view(np.uint8)
-    covered = np.bincount(parts.ravel())[1:]
+        found = [tuple(slice(0, length) for length in inside.shape)]
+        covered = [np.count_nonzero(inside)]
     return [
         Box(
             label=label,
-            x1=columns.start / width,
-            y1=rows.start / height,
-            x2=columns.stop / width,
-            y2=rows.stop / height,
+            x1=(left + across.start) / width,
+            y1=(top + down.start) / height,
+            x2=(left + across.stop) / width,
+            y2=(top + down.stop) / height,
             area=float(pixels / mask.size),
         )
-        for (rows, columns), pixels in zip(ndimage.find_objects(parts), covered, strict=True)
+        for (down, across), pixels in zip(found, covered, strict=True)
     ]
 
 

@@ -157,7 +157,7 @@ def _rows(recipe, root, ledger, *, level="annotation") -> Iterator[tuple[dict, s
     """Yield (row, split, where it stands) of every index; a malformed row is a counted drop."""
     for glob, split in recipe.options["indexes"].items():
         for path in files(root, glob):
-            for number, row in enumerate(_rows_of(root / path, recipe.options.get("header", ()))):
+            for number, row in enumerate(rows_of(root / path, recipe.options.get("header", ()))):
                 where = f"{path}/{number}"
                 if isinstance(row, dict):
                     yield row, split, where
@@ -165,7 +165,7 @@ def _rows(recipe, root, ledger, *, level="annotation") -> Iterator[tuple[dict, s
                     ledger.drop(recipe.name, STEP, "malformed row", where, level=level)
 
 
-def _rows_of(path: Path, header: tuple[str, ...]) -> Iterator[dict | None]:
+def rows_of(path: Path, header: tuple[str, ...]) -> Iterator[dict | None]:
     """Stream the rows of an index file, by its ending; None for a broken one."""
     if path.suffix == ".jsonl":
         yield from lines_of(path)

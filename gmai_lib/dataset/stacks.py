@@ -162,7 +162,7 @@ def _cut(
                 path=f"{path}#{name}-{k}" if name else f"{path}#{k}",
                 affine=placed,
                 shape=(shape[row], shape[column]),
-                load=lambda k=k: load().take(k, axis),
+                load=lambda k=k: np.moveaxis(load(), axis, 0)[k],  # a view: copied once, as uint8
                 axis=name,
             )
         )

@@ -131,6 +131,8 @@ def _metrics(kind: str, detailed: bool) -> tuple[str, ...]:
         return ("iou", "accuracy_at_0.5")
     if kind == "open":
         return ("exact_match", "token_recall", "token_f1") if detailed else ("exact_match",)
+    if kind == "count" and detailed:
+        return ("accuracy", "exact_match", "within_one")
     return ("accuracy", "exact_match") if detailed else ("accuracy",)
 
 
@@ -235,10 +237,11 @@ def clustered_interval(
 ) -> tuple[float, float]:
     """Return the 95 % interval of the mean of `scores` when whole `groups` are resampled.
 
-    Percentile bootstrap of R = `draws` resamples; its tails are widened for few groups as
-    Student's t is against the normal (the expanded percentile interval of Hesterberg 2015).
-    Where every score sits at a bound, resampling shows no spread and the exact binomial limit for
-    G trials is used; a single group says nothing about others and gives `bounds`.
+    Bootstrap of R = `draws` resamples, bias-corrected and accelerated (Efron 1987), for scores
+    near a bound are skewed: there the plain percentiles cover 90 to 93 % instead of 95. The tails
+    are widened for few groups as Student's t is against the normal (Hesterberg 2015). Where every
+    score sits at a bound, resampling shows no spread and the exact binomial limit for G trials is
+    used; a single group says nothing about others and gives `bounds`.
     """
     from scipy.stats import norm, t
 
@@ -254,8 +257,16 @@ def clustered_interval(
             return float(min(bound, limit)), float(max(bound, limit))
     weights = _resamples(number, draws, seed)  # (R, G)
     means = (weights @ sums) / (weights @ counts)
-    tail = norm.cdf(-np.sqrt(number / (number - 1)) * t.ppf(0.975, number - 1))
-    low, high = np.quantile(means, (tail, 1 - tail))
+    mean = sums.sum() / counts.sum()
+    below = (np.sum(means < mean - 1e-12) + np.sum(means < mean + 1e-12)) / (2 * draws)
+    bias = norm.ppf(np.clip(below, 0.5 / draws, 1 - 0.5 / draws))
+    without = (sums.sum() - sums) / (counts.sum() - counts)  # the mean without each group
+    spread = without.mean() - without
+    cubes, squares = np.sum(spread**3), np.sum(spread**2)
+    acceleration = cubes / (6 * squares**1.5) if squares > 1e-24 else 0.0
+    tail = np.sqrt(number / (number - 1)) * t.ppf(0.975, number - 1)
+    ends = bias + np.array((-tail, tail))
+    low, high = np.quantile(means, norm.cdf(bias + ends / np.maximum(1 - acceleration * ends, 0.1)))
     return float(low), float(high)
 
 

@@ -14,11 +14,17 @@ Paper: table 3 (which parts a stage trains). This module imports no torch.
 Letters: P patches of an image, D language-model width, V vision width.
 """
 
-from gmai_lib.config import PARTS, Profile, Stage
+from dataclasses import replace
+
+from gmai_lib.config import PARTS, Profile, Stage, paper, paper_samples
 
 GIB = 2**30
+# Dense bf16 FLOP/s of a device, without sparsity: NVIDIA's data sheets.
+PEAKS = {"A100": 312e12, "A800": 312e12, "H100": 989e12, "H800": 989e12, "H200": 989e12}
+PEAKS |= {"B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "A10": 125e12}
 OPTIMIZER_BYTES = 12  # AdamW per trained weight: float32 copy and two moments
-WEIGHT_BYTES = {"bf16": 2, "float32": 4, "fastest": 4}  # the larger of what it may become
+# The larger of what "fastest" may become.
+WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "float32": 4, "fastest": 4}
 
 
 def model_flops(
@@ -72,6 +78,14 @@ def model_flops(
     return counts
 
 
+def peak_of(device_name: str) -> float:
+    """Return the dense bf16 FLOP/s of a GPU by its name; ValueError lists the known ones."""
+    for name, peak in PEAKS.items():
+        if name in device_name and f"{name}0" not in device_name:  # an A100 is no A10
+            return peak
+    raise ValueError(f"no peak known for {device_name!r}; add it to flops.PEAKS: {list(PEAKS)}")
+
+
 def parameter_counts(profile: Profile) -> dict[str, int]:
     """Return the number of weights per part, shared ones once.
 
@@ -120,6 +134,69 @@ def memory_table(profile: Profile) -> list[dict]:
                     "total_gib": weights + gradients + optimizer,
                 }
             )
+    return rows
+
+
+def plan(
+    profile: Profile,
+    *,
+    gpus: int,
+    gpu: str = "A100",
+    gpu_gib: float = 80.0,
+    mfu: float = 0.35,
+    gpu_hour_price: float = 2.0,
+    text_tokens: int = 120,
+    samples: dict[str, float] | None = None,
+) -> list[dict]:
+    """Return one row per stage and ZeRO stage: hours, price and memory on `gpus` devices.
+
+    `samples` per stage are those of the paper unless given; each is one image and `text_tokens`
+    of text. `mfu` is an assumption (measured: metrics.jsonl); "fits" leaves a fifth of `gpu_gib`
+    for activations. Raises ValueError if the batch does not divide over `gpus`.
+    """
+    peak, rows = peak_of(gpu), []
+    memory = memory_table(replace(profile, ranks=gpus))
+    for stage in profile.stages:
+        accumulation = stage.gradient_accumulation_steps(gpus)
+        count = samples[stage.name] if samples else sum(paper_samples(stage.name).values())
+        counts = model_flops(profile, stage, int(count * text_tokens), int(count))
+        total = sum(sum(part.values()) for part in counts.values())
+        hours = total / (gpus * peak * mfu) / 3600
+        for row in memory:
+            if row["stage"] == stage.name:
+                fits = row["total_gib"] < 0.8 * gpu_gib
+                rows.append(
+                    {"stage": stage.name, "gpus": gpus, "samples": count, "flops": total}
+                    | {"accumulation": accumulation, "hours": hours, "days": hours / 24}
+                    | {"gpu_hours": hours * gpus, "price": hours * gpus * gpu_hour_price}
+                    | {name: row[name] for name in ("zero_stage", "total_gib")}
+                    | {"fits": fits}
+                )
+    return rows
+
+
+# Optimizer steps of the authors' checkpoints, by the names in their code (paper.md section 3).
+PAPER_STEPS = {"shallow_alignment": 12_854, "deep_alignment": 13_490}
+PAPER_GPUS = 32  # A100 80 GB
+
+
+def paper_run(*, mfu: float = 0.35, text_tokens: int = 120) -> list[dict]:
+    """Return the paper's three stages as arithmetic, one row each.
+
+    Samples of table 10, their number per pack where the authors' step count is known, FLOPs, and
+    days on 32 A100 at `mfu`, which is an assumption: the paper gives no hours.
+    """
+    profile, rows = paper(), []
+    planned = plan(profile, gpus=PAPER_GPUS, mfu=mfu, text_tokens=text_tokens)
+    for stage in profile.stages:
+        row = next(r for r in planned if (r["stage"], r["zero_stage"]) == (stage.name, 2))
+        steps = PAPER_STEPS.get(stage.name)
+        packs = steps and steps * stage.global_batch_size
+        rows.append(
+            {name: row[name] for name in ("stage", "samples", "flops", "hours", "days")}
+            | {"steps": steps, "samples_per_pack": packs and row["samples"] / packs}
+            | {"tokens_per_sample": profile.vision.num_patches + text_tokens}
+        )
     return rows
 
 

@@ -1,18 +1,24 @@
 """Start one training stage as DeepSpeed processes of its own and follow its progress.
 
     result = run_stage(profile, "shallow_alignment", pairs=..., init=..., out=..., seed=0)
+    python -m gmai_lib.training.launch --profile paper --stage deep_alignment --pairs P --init I \\
+        --out O --on slurm --nodes 4 --gpus 8 --print
+
+The second shows the command and DeepSpeed's configuration, and runs nothing; without --print it
+trains here, or writes the script to submit (cluster.py).
 
 The notebook's own process stays free of torch and of what a crash leaves behind. A stage that
 is already complete is not repeated, a killed one resumes from its last training checkpoint, and
 one whose inputs changed starts afresh. Files in `out`: run.json (what was asked), profile.json,
 log.txt (all output of the processes), metrics.jsonl (one line per optimizer step), training/
-(DeepSpeed checkpoints, while it runs), checkpoint/ (the result), frozen.json (hashes per part),
-training.json (the returned dict; its presence means complete).
+(DeepSpeed checkpoints, while it runs; checkpoints.py), checkpoint/ (the result), frozen.json
+(hashes per part), training.json (the returned dict; its presence means complete).
 
 Paper: section 4.2 (DeepSpeed, three stages). This module imports no torch.
 [NOT IMPLEMENTED] resuming on another number of ranks: ZeRO splits the optimizer state by rank.
 """
 
+import argparse
 import base64
 import hashlib
 import json
@@ -23,17 +29,25 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from gmai_lib.config import Profile, Stage
+from gmai_lib import config
+from gmai_lib.config import STAGES, Profile, Stage
 from gmai_lib.outputs import atomic, read_json, write_json
+from gmai_lib.training import cluster
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT_STEPS = 100  # optimizer steps between training checkpoints [chosen]
 POLL_S = 0.2  # how often progress is read
 TAIL_LINES = 20  # of the log, shown when a stage fails
+KEPT_CHECKPOINTS = 2  # the newest; one to fall back on [chosen]
+COMPLETE = "complete.json"  # in a training checkpoint: what it holds, and that it is whole
+LINEAGE = "lineage.json"  # in a checkpoint that training wrote: its stages, its tokenizer
+# What must agree between a profile and the checkpoint that a stage starts from.
+VISION_SIZES = ("image_size", "patch_size", "hidden_size", "num_hidden_layers")
+TEXT_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
 def run_stage(
@@ -46,6 +60,7 @@ def run_stage(
     seed: int,
     cache: Path | None = None,
     checkpoint_steps: int = CHECKPOINT_STEPS,
+    keep_checkpoints: int = KEPT_CHECKPOINTS,
     on_metrics: Callable[[dict], None] | None = None,
 ) -> dict:
     """Train one stage from checkpoint `init` on the Parquet shards in `pairs`.
@@ -54,14 +69,45 @@ def run_stage(
     `on_metrics` is called with every line of metrics.jsonl, lines of before a resume or of a
     reused stage included; without it a progress bar is shown. Returns steps, final_loss (mean
     of the last ten steps), seconds, tokens, tokens_per_s, images, resumed_from (0 = from the
-    start), world_size, device, precision, peak_rss_gib (of rank 0), samples (counts), reused.
+    start), world_size, device, precision, peak_rss_gib (of rank 0), mfu, data_wait_share,
+    rank_spread (and _in_order: undealt), samples (counts), cut (samples shortened), reused.
+    A training checkpoint is written every `checkpoint_steps`; `keep_checkpoints` are kept.
 
     Raises RuntimeError with the last lines of the log if a process fails. On KeyboardInterrupt
     every process is stopped; the next call resumes.
     """
-    stage = profile.stage(stage_name)
+    stage, out = profile.stage(stage_name), Path(out).resolve()
+    files = {"pairs": pairs, "init": init, "cache": cache, "seed": seed}
+    files |= {"checkpoint_steps": checkpoint_steps, "keep_checkpoints": keep_checkpoints}
+    run_file = prepare_run(profile, stage_name, out=out, **files)
+    if run_file is None:
+        for row in _complete_lines(out / "metrics.jsonl") if on_metrics else ():
+            on_metrics(row)
+        return read_json(out / "training.json") | {"reused": True}
+    with _Progress(out, stage, on_metrics) as progress:
+        _run_logged(command(run_file, profile.ranks), out, stage_name, profile.ranks, progress)
+    return read_json(out / "training.json") | {"reused": False}
+
+
+def prepare_run(
+    profile: Profile,
+    stage_name: str,
+    *,
+    pairs: Path,
+    init: Path,
+    out: Path,
+    seed: int,
+    cache: Path | None = None,
+    checkpoint_steps: int = CHECKPOINT_STEPS,
+    keep_checkpoints: int = KEPT_CHECKPOINTS,
+) -> Path | None:
+    """Write `out`/run.json for train.py and return its path, None if the stage is complete.
+
+    What an earlier, different run left in `out` is removed.
+    """
+    stage, out = profile.stage(stage_name), Path(out).resolve()
     stage.gradient_accumulation_steps(profile.ranks)  # fail here rather than in the child
-    out = Path(out).resolve()
+    check_initial(profile, init)
     run = {
         "stage": asdict(stage),
         "ranks": profile.ranks,
@@ -77,37 +123,130 @@ def run_stage(
     if {key: previous.get(key) for key in run} != json.loads(json.dumps(run)):
         _clear(out)
     elif (out / "training.json").exists() and (out / "checkpoint").exists():
-        for row in _complete_lines(out / "metrics.jsonl") if on_metrics else ():
-            on_metrics(row)
-        return read_json(out / "training.json") | {"reused": True}
-
+        return None
     paths = {"pairs": pairs, "init": init, "out": out, "cache": cache or out / "cache"}
     paths = {name: str(Path(path).resolve()) for name, path in paths.items()}
-    run_file = write_json(out / "run.json", run | paths | {"checkpoint_steps": checkpoint_steps})
     profile.to_json(out / "profile.json")
-    with _Progress(out, stage, on_metrics) as progress:
-        _run_logged(command(run_file, profile.ranks), out, stage_name, profile.ranks, progress)
-    return read_json(out / "training.json") | {"reused": False}
+    if keep_checkpoints < 1 or checkpoint_steps < 1:
+        raise ValueError(
+            f"keep_checkpoints {keep_checkpoints} and checkpoint_steps {checkpoint_steps} must be "
+            "at least 1"
+        )
+    steps = {"checkpoint_steps": checkpoint_steps, "keep_checkpoints": keep_checkpoints}
+    return write_json(out / "run.json", run | paths | steps)
+
+
+def run_stages(
+    profile: Profile,
+    names: Sequence[str],
+    *,
+    pairs: Path,
+    init: Path,
+    out: Path,
+    seed: int,
+    **options,
+) -> list[dict]:
+    """Train the named stages in this order, each from the checkpoint of the one before.
+
+    Any subset and order (`config.ABLATIONS` has the paper's); `options` as for `run_stage`, whose
+    results are returned. The folders are `out`/1_<name>, `out`/2_<name>, ...; a chain that begins
+    alike in the same `out` is not trained twice.
+
+    Raises ValueError for an unknown name before anything is trained.
+    """
+    stages = [profile.stage(name) for name in names]
+    results = []
+    for number, stage in enumerate(stages, start=1):
+        folder = Path(out) / f"{number}_{stage.name}"
+        arguments = {"pairs": pairs, "init": init, "out": folder, "seed": seed}
+        results.append(run_stage(profile, stage.name, **arguments, **options))
+        init = folder / "checkpoint"
+    return results
+
+
+def check_initial(profile: Profile, init: Path):
+    """Raise if the checkpoint `init` is missing, of another shape or with another tokenizer.
+
+    FileNotFoundError without a checkpoint; ValueError with the values where the sizes are not the
+    profile's, the tokenizer puts `<image>` elsewhere than the model does, or the tokenizer has been
+    exchanged since training wrote the checkpoint.
+    """
+    init = Path(init)
+    if not (init / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no checkpoint in {init}: config.json is missing; train the stage before, or run "
+            "notebook 05"
+        )
+    saved = read_json(init / "config.json")
+    for part, names, wanted in (
+        ("vision", VISION_SIZES, profile.vision),
+        ("text", TEXT_SIZES, profile.text),
+    ):
+        there = {name: saved[f"{part}_config"].get(name) for name in names}
+        here = {name: getattr(wanted, name) for name in names}
+        wrong = {n: f"{there[n]}, not {here[n]}" for n in names if there[n] not in (None, here[n])}
+        if wrong:
+            raise ValueError(
+                f"{init} is of another configuration than profile {profile.name}: {part} {wrong}"
+            )
+    tokens = read_json(init / "tokenizer.json")["added_tokens"]
+    placed = {token["content"]: token["id"] for token in tokens}.get("<image>")
+    if placed != saved["image_token_id"]:
+        raise ValueError(
+            f"{init}: the tokenizer has <image> at {placed}, the model at "
+            f"{saved['image_token_id']}; copy the tokenizer the model was made with"
+        )
+    if (init / LINEAGE).exists():
+        written = read_json(init / LINEAGE)
+        if written["tokenizer"] != tokenizer_hash(init):
+            raise ValueError(
+                f"{init}: tokenizer.json is not the one with which {written['stages']} were "
+                "trained; copy that one back"
+            )
+
+
+def lineage(init: Path, stage_name: str) -> dict:
+    """Return what a checkpoint trained from `init` says of itself: its stages and tokenizer."""
+    before = read_json(Path(init) / LINEAGE)["stages"] if (Path(init) / LINEAGE).exists() else []
+    return {"stages": [*before, stage_name], "tokenizer": tokenizer_hash(init)}
+
+
+def tokenizer_hash(checkpoint: Path) -> str:
+    """Return the sha256 of a checkpoint's vocabulary and merges, however the file is laid out."""
+    model = read_json(Path(checkpoint) / "tokenizer.json")
+    kept = json.dumps([model["model"], model["added_tokens"]], sort_keys=True)
+    return hashlib.sha256(kept.encode()).hexdigest()
 
 
 def deepspeed_config(stage: Stage, world_size: int) -> dict:
     """Derive DeepSpeed's configuration; there is no second, hand-kept one.
 
-    Learning rates and weight decay per part come with the parameter groups (train.py).
+    Learning rates and weight decay per part come with the parameter groups (train.py), which also
+    makes the 8-bit optimizer.
     """
-    return {
+    zero = {"stage": stage.zero_stage, "reduce_bucket_size": stage.bucket_elements}
+    if stage.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if stage.offload_parameters:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    derived = {
         "train_batch_size": stage.global_batch_size,
         "train_micro_batch_size_per_gpu": stage.micro_batch_size,
         "gradient_accumulation_steps": stage.gradient_accumulation_steps(world_size),
         "gradient_clipping": stage.max_grad_norm,
         "bf16": {"enabled": stage.precision == "bf16"},
-        "zero_optimization": {"stage": stage.zero_stage},
-        "optimizer": {
-            "type": "AdamW",
-            # torch's own: DeepSpeed's fused kernels would be compiled on first use.
-            "params": {"betas": list(stage.adam_betas), "torch_adam": True},
-        },
+        "zero_optimization": zero,
     }
+    if stage.precision == "fp16":  # the loss is scaled up as far as gradients stay finite
+        derived["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
+    if stage.optimizer == "adamw_8bit":
+        return derived | {
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+    # torch's own AdamW: DeepSpeed's fused kernels would be compiled on first use.
+    parameters = {"betas": list(stage.adam_betas), "torch_adam": True}
+    return derived | {"optimizer": {"type": "AdamW", "params": parameters}}
 
 
 def command(run_file: Path, ranks: int, *, hostfile: Path | None = None) -> list[str]:
@@ -129,17 +268,22 @@ def command(run_file: Path, ranks: int, *, hostfile: Path | None = None) -> list
 
 def environment(ranks: int) -> dict[str, str]:
     """Return the environment of the child processes: the cores shared out, nothing downloaded."""
+    added = variables(ranks)
+    if not list(Path("/dev").glob("nvidia[0-9]*")):
+        added["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's launcher warns where it has to guess
+    return os.environ | added
+
+
+def variables(ranks: int) -> dict[str, str]:
+    """Return what every rank needs in its environment, of `ranks` on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     path = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
-    variables = {
+    return {
         "OMP_NUM_THREADS": str(max(1, cores // ranks)),
         "PYTHONPATH": path,
         "TOKENIZERS_PARALLELISM": "false",  # tokenizers warns when a process with threads forks
         "HF_HUB_OFFLINE": "1",  # every input is a folder by now
     }
-    if not list(Path("/dev").glob("nvidia[0-9]*")):
-        variables["DS_ACCELERATOR"] = "cpu"  # DeepSpeed's launcher warns where it has to guess
-    return os.environ | variables
 
 
 def fingerprint(folder: Path) -> str:
@@ -169,10 +313,16 @@ def code_fingerprint() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
+def training_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete training checkpoints in `folder`, the newest first."""
+    complete = [path.parent for path in Path(folder).glob(f"step-*/{COMPLETE}")]
+    return sorted(complete, key=lambda path: -int(path.name.split("-")[1]))
+
+
 def resume_step(out: Path) -> int:
     """Return the optimizer step of the last complete training checkpoint in `out`, or 0."""
-    latest = Path(out) / "training" / "latest.json"
-    return read_json(latest)["step"] if latest.exists() else 0
+    newest = training_checkpoints(Path(out) / "training")[:1]
+    return read_json(newest[0] / COMPLETE)["step"] if newest else 0
 
 
 def keep_metrics(path: Path, last_step: int) -> list[dict]:
@@ -290,3 +440,83 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def main(arguments: list[str] | None = None):
+    """Command line; see the module docstring."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--profile", default="mini", help="mini, single_gpu, paper or a profile.json"
+    )
+    parser.add_argument("--stage", required=True, help=", ".join(STAGES))
+    for name, about in (
+        ("pairs", "folder with the Parquet shards"),
+        ("init", "checkpoint to start from"),
+        ("out", "folder of the stage"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=about)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--on", choices=WAYS, default="here", help="what starts the processes")
+    parser.add_argument("--nodes", type=int, default=1, help="machines")
+    parser.add_argument("--gpus", type=int, help="processes per machine (default: the profile's)")
+    parser.add_argument("--hosts", default="", help="names of the machines, with commas (hostfile)")
+    parser.add_argument("--print", action="store_true", help="show what would run, run nothing")
+    parsed = parser.parse_args(arguments)
+
+    written = parsed.profile.endswith(".json")
+    profile = Profile.from_json(parsed.profile) if written else config.load(parsed.profile)
+    gpus = parsed.gpus or profile.ranks
+    profile = replace(profile, ranks=gpus * parsed.nodes)
+    if parsed.on == "here" and parsed.nodes > 1:
+        parser.error(f"{parsed.nodes} machines: choose --on hostfile, slurm, torchrun, kubernetes")
+    stage = profile.stage(parsed.stage)
+    derived = deepspeed_config(stage, profile.ranks)  # raises if the batch does not divide
+    out = parsed.out.resolve()
+    texts = _texts(parsed, stage, out, gpus)
+    if parsed.print:
+        for name, text in texts.items():
+            print(f"# {out / name}" if parsed.on != "here" else "# command", text, sep="\n")
+        if stage.precision == "fastest":
+            print("# precision fastest: bf16 where the processor multiplies bf16, else float32")
+        print(f"# DeepSpeed, {profile.ranks} ranks", json.dumps(derived, indent=1), sep="\n")
+        return
+    files = {"pairs": parsed.pairs, "init": parsed.init, "out": out, "seed": parsed.seed}
+    if parsed.on == "here":
+        print(json.dumps(run_stage(profile, stage.name, **files), indent=1))
+    elif prepare_run(profile, stage.name, **files) is None:
+        print(f"{out} is complete")
+    else:
+        for name, text in texts.items():
+            (out / name).write_text(text, "utf-8")
+            print(out / name)
+
+
+WAYS = ("here", "hostfile", "torchrun", "slurm", "kubernetes")
+
+
+def _texts(parsed, stage: Stage, out: Path, gpus: int) -> dict[str, str]:
+    """Return {file name: contents} of what starts the stage where `parsed.on` says."""
+    run_file, nodes = out / "run.json", parsed.nodes
+    shared = {"nodes": nodes, "gpus": gpus}
+    named = shared | {"name": stage.name.replace("_", "-"), "variables": variables(gpus)}
+    if parsed.on == "hostfile":
+        hosts = [host for host in parsed.hosts.split(",") if host]
+        if len(hosts) != nodes:
+            raise ValueError(f"--hosts names {len(hosts)} machines ({parsed.hosts}) of {nodes}")
+        start = command(run_file, nodes * gpus, hostfile=out / "hostfile")
+        start = "\n".join([*cluster.exports(variables(gpus)), cluster.line(start)])
+        return {"hostfile": cluster.hostfile(hosts, gpus), "start.sh": start + "\n"}
+    if parsed.on == "slurm":
+        return {"job.sh": cluster.slurm_script(run_file, **named)}
+    if parsed.on == "kubernetes":
+        return {"pod.sh": cluster.kubernetes_script(run_file, **named)}
+    if parsed.on == "torchrun":
+        start = cluster.torchrun(run_file, node_rank="$NODE_RANK", master="$MASTER_ADDR", **shared)
+    else:
+        start = command(run_file, gpus)
+    lines = [*cluster.exports(variables(gpus)), cluster.line(start)]
+    return {"start.sh": "\n".join(lines) + "\n"}
+
+
+if __name__ == "__main__":
+    main()

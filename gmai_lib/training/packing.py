@@ -19,42 +19,85 @@ import torch
 from gmai_lib.model.chat import IGNORE_INDEX
 
 
-def pack(lengths, max_length: int, *, rng: np.random.Generator) -> list[list[int]]:
-    """Group samples so that no group is longer than `max_length` tokens; return the groups.
+def pack(
+    lengths,
+    max_length: int,
+    *,
+    rng: np.random.Generator,
+    images=None,
+    max_images: int | None = None,
+) -> list[list[int]]:
+    """Group samples so that no group exceeds `max_length` tokens; return the groups.
+
+    With `max_images` and the number of `images` of each sample, none exceeds so many images
+    either: they cost the vision tower memory, however few tokens they make.
 
     Best-fit-decreasing: the longest sample first, each into the fullest pack that still takes
     it. Every index occurs exactly once. `rng` decides between samples of equal length and the
-    order of the packs. Raises ValueError for a sample that is longer than a pack.
+    order of the packs. Raises ValueError for a sample that is too large for a pack.
     """
     lengths = np.asarray(lengths)
-    if len(lengths) and lengths.max() > max_length:
-        raise ValueError(
-            f"sample {int(lengths.argmax())} has {lengths.max()} tokens but a pack holds "
-            f"{max_length}; drop or shorten it first"
-        )
+    images = np.zeros(len(lengths), int) if max_images is None else np.asarray(images)
+    for sizes, most, unit in ((lengths, max_length, "tokens"), (images, max_images, "images")):
+        if len(sizes) and sizes.max() > (most or 0):
+            raise ValueError(
+                f"sample {int(sizes.argmax())} has {sizes.max()} {unit} but a pack holds {most}; "
+                "drop or shorten it first"
+            )
     shuffled = rng.permutation(len(lengths))
     longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     packs: list[list[int]] = []
-    with_space: dict[int, list[int]] = {}  # free tokens -> packs that have exactly so many
-    spaces: list[int] = []  # sorted keys of `with_space`
+    room: list[int] = []  # images that each pack still takes
+    text_only, open_packs = _Spaces(), _Spaces()  # packs without room for images, and with
     for index in longest_first.tolist():
-        length = int(lengths[index])
-        fit = bisect_left(spaces, length)
-        if fit == len(spaces):
+        length, needed = int(lengths[index]), int(images[index])
+        found = open_packs.best(length, lambda p, needed=needed: room[p] >= needed)
+        spaces = open_packs
+        if not needed and text_only.spaces:
+            other = text_only.best(length)
+            if other and (not found or other[0] <= found[0]):
+                found, spaces = other, text_only
+        if found:
+            target, space = spaces.take(*found), found[0]
+        else:
             target, space = len(packs), max_length
             packs.append([])
-        else:
-            space = spaces[fit]
-            target = with_space[space].pop()
-            if not with_space[space]:
-                del with_space[space], spaces[fit]
+            room.append(max_images or 0)
         packs[target].append(index)
-        left = space - length
-        if left not in with_space:
-            with_space[left] = []
-            insort(spaces, left)
-        with_space[left].append(target)
+        room[target] -= needed
+        full = max_images is not None and not room[target]
+        (text_only if full else open_packs).put(space - length, target)
     return [packs[i] for i in rng.permutation(len(packs))]
+
+
+class _Spaces:
+    """Packs by their free tokens."""
+
+    def __init__(self):
+        self.packs: dict[int, list[int]] = {}  # free tokens -> packs that have exactly so many
+        self.spaces: list[int] = []  # its keys, sorted
+
+    def best(self, length: int, takes=lambda pack: True) -> tuple[int, int] | None:
+        """Return (free tokens, place in `packs`) of the fullest pack that fits, None if none."""
+        for fit in range(bisect_left(self.spaces, length), len(self.spaces)):
+            space = self.spaces[fit]
+            for place in reversed(range(len(self.packs[space]))):
+                if takes(self.packs[space][place]):
+                    return space, place
+        return None
+
+    def take(self, space: int, place: int) -> int:
+        """Remove and return a pack that `best` has found."""
+        pack = self.packs[space].pop(place)
+        if not self.packs[space]:
+            del self.packs[space], self.spaces[bisect_left(self.spaces, space)]
+        return pack
+
+    def put(self, space: int, pack: int):
+        if space not in self.packs:
+            self.packs[space] = []
+            insort(self.spaces, space)
+        self.packs[space].append(pack)
 
 
 def block_mask(sequence_ids: torch.Tensor) -> torch.Tensor:
@@ -117,3 +160,10 @@ def deal(costs, num_hands: int) -> list[list[int]]:
         turn, hand = divmod(place, num_hands)
         hands[hand if turn % 2 == 0 else num_hands - 1 - hand].append(index)
     return hands
+
+
+def spread(costs, hands: list[list[int]]) -> float:
+    """Return by how much the dearest hand exceeds the mean, as a share of it: time lost waiting."""
+    costs = np.asarray(costs, np.float64)
+    sums = np.array([costs[hand].sum() for hand in hands])
+    return float(sums.max() / sums.mean() - 1) if sums.any() else 0.0

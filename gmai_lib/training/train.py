@@ -13,10 +13,8 @@ the float32 ones of the optimizer, not their bf16 copies; frozen parts are prove
 
 import argparse
 import hashlib
-import json
 import math
 import os
-import resource
 import shutil
 import threading
 import time
@@ -31,11 +29,10 @@ from gmai_lib.config import PARTS, Stage
 from gmai_lib.model import kernels, weights
 from gmai_lib.model.gmai_vl import part_of
 from gmai_lib.outputs import read_json, write_json
-from gmai_lib.training import launch, loader
+from gmai_lib.training import checkpoints, launch, loader, metrics
 
-KEPT_CHECKPOINTS = 2
 TIMEOUT = timedelta(hours=3)  # how long a rank waits for the others
-FINAL_STEPS = 10  # whose mean loss is the stage's final loss
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(arguments: list[str] | None = None):
@@ -71,9 +68,13 @@ def train(run: dict, dist, device: torch.device):
         model.float()
     if rank == 0:
         print(f"{stage.name} in {stage.precision}: {model.parameter_table()}", flush=True)
+    if stage.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    groups = parameter_groups(model, stage)
     engine, *_ = deepspeed.initialize(
         model=model.train(),
-        model_parameters=parameter_groups(model, stage),
+        model_parameters=groups,
+        optimizer=_optimizer_8bit(groups, stage) if stage.optimizer == "adamw_8bit" else None,
         config=launch.deepspeed_config(stage, world_size),
     )
 
@@ -84,11 +85,12 @@ def train(run: dict, dist, device: torch.device):
     store = loader.prepare(run["pairs"], cache, split="train", processor=processor)
     data = loader.PairLoader(store, stage, seed=run["seed"], rank=rank, world_size=world_size)
     max_steps = stage.max_steps or max(1, round(stage.epochs * data.steps_per_epoch))
-    first = _resume(engine, data, out, world_size)
-    dist.barrier()  # every rank has read latest.json before rank 0 goes on to replace it
+    first, recent = _resume(engine, data, out, dist)
     if rank == 0:
         print(f"{data.counts}; steps {first} to {max_steps}", flush=True)
-    log = _Log(out, first, max_steps, stage) if rank == 0 else None
+        _print_mixture(data)
+    log = _log(out, first, max_steps, stage, model, device, world_size) if rank == 0 else None
+    guard, norms = metrics.Guard(stage, recent), metrics.GradientNorms(engine)
 
     for step in range(first, max_steps):
         start = time.perf_counter()
@@ -96,19 +98,41 @@ def train(run: dict, dist, device: torch.device):
         for group in engine.optimizer.param_groups:
             group["lr"] = stage.learning_rates[group["part"]] * factor
         batch = next(data)
-        loss = _optimizer_step(engine, batch, device, dist)
-        if not math.isfinite(loss):
-            raise RuntimeError(f"loss is {loss} at step {step + 1}; lower the learning rate?")
+        waited = time.perf_counter() - start
+        result = _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist)
         if log:
-            log.write(step, batch, loss, factor, engine.get_global_grad_norm(), start)
+            log.write(step, batch, factor, result, start, waited)
         if (step + 1) % run["checkpoint_steps"] == 0 and step + 1 < max_steps:
-            _save_training(engine, data, out, step + 1, dist)
+            state = {"step": step + 1, "world_size": world_size, "data": data.state_dict()}
+            state |= {"recent_losses": guard.recent}
+            keep = run["keep_checkpoints"]
+            checkpoints.save(engine, out / "training", state, keep=keep, dist=dist)
 
-    _finish(engine, run, before, dist)
+    _finish(engine, stage, run, before, max_steps, dist)
     if log:
-        summary = log.summary(first, world_size, device) | {"samples": data.counts}
-        write_json(out / "training.json", summary)
+        summary = log.summary(first, world_size, device)
+        write_json(out / "training.json", summary | {"samples": data.counts, "cut": data.cut})
         shutil.rmtree(out / "training", ignore_errors=True)
+
+
+def _log(out, first, max_steps, stage, model, device, world_size):
+    """The log of rank 0, with what MFU is measured against."""
+    peak = metrics.peak_flops(device, DTYPES[stage.precision]) * world_size
+    return metrics.Log(out, first, max_steps, stage, metrics.Shapes(model.config), peak)
+
+
+def _print_mixture(data):
+    """Print what the first epoch draws of each source, if the stage has a mixture."""
+    rows = data.drawn(0)
+    for row in rows:
+        print(
+            f"mixture: {row['source']}: {row['drawn']:,} of {row['available']:,} samples "
+            f"(ratio {row['ratio']:g}), {100 * row['share']:.1f} % of the epoch",
+            flush=True,
+        )
+    absent = [row["source"] for row in rows if row["ratio"] and not row["available"]]
+    if absent:
+        print(f"mixture: absent, the others weigh more: {', '.join(absent)}", flush=True)
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup_ratio: float) -> float:
@@ -144,6 +168,13 @@ def parameter_groups(model, stage: Stage) -> list[dict]:
     return groups
 
 
+def _optimizer_8bit(groups: list[dict], stage: Stage):
+    """AdamW with two 8-bit moments: two bytes a weight instead of eight."""
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, betas=stage.adam_betas)
+
+
 def part_hashes(model) -> dict[str, str]:
     """Return the sha256 of each part's weights: names, types, shapes and bytes."""
     digests = {part: hashlib.sha256() for part in PARTS}
@@ -154,23 +185,43 @@ def part_hashes(model) -> dict[str, str]:
     return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
-def _optimizer_step(engine, batch, device, dist) -> float:
-    """Forward, backward and update; return the weighted mean loss of the global batch's labels.
+def _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist):
+    """Forward, backward and update; return a metrics.StepResult.
 
     DeepSpeed averages gradients over ranks. With the sum of a micro batch's losses divided by
     (label weight of the global batch / ranks), that average is the gradient of the global mean.
+
+    Raises RuntimeError, before the update, if the loss is not finite or jumps; names the samples
+    with the largest losses.
     """
     world_size = dist.get_world_size()
-    dtype = torch.bfloat16 if engine.bfloat16_enabled() else torch.float32
     total = torch.zeros((), device=device)
-    for micro_batch in batch.micro_batches:
-        inputs = loader.to_device(micro_batch, device, dtype)
-        loss = engine(**inputs, num_items_in_batch=batch.label_weight / world_size).loss
+    kinds, unit = metrics.StepLosses(store, device), batch.label_weight / world_size
+    for number, micro_batch in enumerate(batch.micro_batches, start=1):
+        inputs = loader.to_device(micro_batch, device, DTYPES[stage.precision], noise=stage.augment)
+        kinds.watch(micro_batch, inputs)
+        loss = engine(**inputs, num_items_in_batch=unit).loss
         engine.backward(loss, scale_wrt_gas=False)
-        engine.step()  # updates only after the last micro batch
         total += loss.detach() / world_size
+        if number < len(batch.micro_batches):
+            engine.step()
     dist.all_reduce(total)
-    return total.item()
+    loss_scale = float(getattr(engine.optimizer, "loss_scale", 1.0))
+    samples = kinds.samples(loss_scale / unit)
+    objection = guard.objection(total.item())
+    if objection:
+        worst = ", ".join(f"{name} ({loss:.3g})" for name, loss in kinds.worst(samples, dist))
+        raise RuntimeError(
+            f"stopped before the update of step {step + 1}: {objection}; samples with the largest "
+            f"losses: {worst}; look at them, lower the learning rate or raise max_loss_jump"
+        )
+    norms.before_update()
+    engine.step()
+    by_part, whole = norms.by_part(loss_scale), engine.get_global_grad_norm()
+    if whole is None and by_part:  # DeepSpeed does not say for ZeRO 0 in float32
+        whole = sum(norm**2 for norm in by_part.values()) ** 0.5
+    whole = None if whole is None else float(whole)
+    return metrics.StepResult(total.item(), kinds.kinds(samples, dist), whole, by_part, loss_scale)
 
 
 def _join():
@@ -181,6 +232,7 @@ def _join():
     if "RANK" not in os.environ:  # started without a launcher
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launch.free_port())}
+    os.environ.setdefault("LOCAL_RANK", "0")  # one process per pod: its operator sets only RANK
     import deepspeed
     from transformers.utils import logging
 
@@ -208,16 +260,16 @@ def _exit_at_eof():
     os._exit(1)
 
 
-def _resume(engine, data, out: Path, world_size: int) -> int:
-    """Load the last complete training checkpoint, if any; return the steps already done."""
-    step = launch.resume_step(out)
-    if not step:
-        return 0
-    state = read_json(out / "training" / "latest.json")
-    if state["world_size"] != world_size:
+def _resume(engine, data, out: Path, dist) -> tuple[int, list[float]]:
+    """Load the newest intact checkpoint, if any; return the steps done and the last losses."""
+    found = checkpoints.newest_intact(out / "training", dist)
+    if found is None:
+        return 0, []
+    folder, state = found
+    if state["world_size"] != dist.get_world_size():
         raise ValueError(
-            f"{out}/training was written by {state['world_size']} ranks, not {world_size}; "
-            f"resume with as many, or delete the folder to start again"
+            f"{out}/training was written by {state['world_size']} ranks, not "
+            f"{dist.get_world_size()}; resume with as many, or delete the folder to start again"
         )
     frozen = {n for n, p in engine.module.named_parameters() if not p.requires_grad}
 
@@ -225,33 +277,22 @@ def _resume(engine, data, out: Path, world_size: int) -> int:
         """Load the trained weights; the frozen ones are those of `init` and not stored."""
         missing, unexpected = dst.load_state_dict(src, strict=False)
         if unexpected or not set(missing) <= frozen | set(dst._tied_weights_keys or ()):
-            raise ValueError(f"{out}/training does not fit: {missing[:3]} {unexpected[:3]}")
+            raise ValueError(f"{folder} does not fit: {missing[:3]} {unexpected[:3]}")
 
-    engine.load_checkpoint(str(out / "training"), tag=state["tag"], custom_load_fn=load)
+    engine.load_checkpoint(str(folder.parent), tag=folder.name, custom_load_fn=load)
     data.load_state_dict(state["data"])
-    return step
+    dist.barrier()  # every rank has read it before rank 0 may remove it
+    return state["step"], state["recent_losses"]
 
 
-def _save_training(engine, data, out: Path, step: int, dist):
-    """Write a DeepSpeed checkpoint; latest.json names it only once every rank has finished."""
-    tag, folder = f"step-{step}", out / "training"
-    engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
-    dist.barrier()
-    if dist.get_rank():
-        return
-    state = {"step": step, "tag": tag, "world_size": dist.get_world_size()}
-    write_json(folder / "latest.json", state | {"data": data.state_dict()})
-    tags = sorted(folder.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
-    for old in tags[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
-
-
-def _finish(engine, run: dict, before: dict | None, dist):
+def _finish(engine, stage: Stage, run: dict, before: dict | None, max_steps: int, dist):
     """Write the final checkpoint in the types of `init`, and prove what did not change.
 
     Raises RuntimeError if a frozen parameter differs from `init` by a single bit.
     """
     out = Path(run["out"])
+    size = sum(getattr(p, "ds_numel", p.numel()) * 4 for p in engine.module.parameters())
+    checkpoints.require_space(out / "training", size, dist, max_steps)
     model, processor = (
         weights.load_checkpoint(run["init"]) if dist.get_rank() == 0 else (None, None)
     )
@@ -267,10 +308,11 @@ def _finish(engine, run: dict, before: dict | None, dist):
     if model is None:
         return
     weights.save_checkpoint(model, processor, out / "checkpoint")
+    write_json(out / "checkpoint" / launch.LINEAGE, launch.lineage(run["init"], stage.name))
     after = part_hashes(weights.load_checkpoint(out / "checkpoint")[0])
     table = {
         part: {
-            "trained": part in run["stage"]["trainable"],
+            "trained": part in stage.trainable,
             "before": before[part],
             "after": after[part],
         }
@@ -295,57 +337,6 @@ def full_parameter(parameter) -> torch.Tensor:
         with zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
     return parameter.detach()
-
-
-class _Log:
-    """Writes metrics.jsonl, one line per optimizer step, and sums it up at the end."""
-
-    def __init__(self, out: Path, first: int, max_steps: int, stage: Stage):
-        self.max_steps, self.rates = max_steps, stage.learning_rates
-        self.precision = stage.precision
-        self.path = out / "metrics.jsonl"
-        self.rows = launch.keep_metrics(self.path, first)
-
-    def write(self, step, batch, loss, factor, grad_norm, start):
-        seconds = time.perf_counter() - start
-        row = {
-            "step": step + 1,
-            "max_steps": self.max_steps,
-            "epoch": batch.epoch,
-            "loss": loss,
-            "learning_rates": {part: rate * factor for part, rate in self.rates.items()},
-            # DeepSpeed does not say for ZeRO 0 in float32.
-            "grad_norm": None if grad_norm is None else float(grad_norm),
-            "tokens": batch.tokens,
-            "label_tokens": batch.label_tokens,
-            "samples": batch.samples,
-            "images": batch.images,
-            "utilisation": batch.tokens / batch.capacity,
-            "seconds": seconds,
-            "tokens_per_s": batch.tokens / seconds,
-        }
-        self.rows.append(row)
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
-
-    def summary(self, first: int, world_size: int, device) -> dict:
-        """Return what launch.run_stage returns."""
-        seconds = sum(row["seconds"] for row in self.rows)
-        tokens = sum(row["tokens"] for row in self.rows)
-        losses = [row["loss"] for row in self.rows[-FINAL_STEPS:]]
-        return {
-            "steps": len(self.rows),
-            "final_loss": sum(losses) / len(losses),
-            "seconds": seconds,
-            "tokens": tokens,
-            "tokens_per_s": tokens / seconds,
-            "images": sum(row["images"] for row in self.rows),
-            "resumed_from": first,
-            "world_size": world_size,
-            "device": str(device.type),
-            "precision": self.precision,
-            "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        }
 
 
 if __name__ == "__main__":
