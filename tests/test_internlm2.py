@@ -149,7 +149,8 @@ def test_a_published_folder_loads_and_equals_the_definition(tmp_path, form, shar
 def test_the_converted_folder_is_a_plain_llama(tmp_path):
     state = published_weights()
     folder = write_folder(tmp_path / "internlm2", state, form="bin", shards=3)
-    sentencepiece_file(folder)
+    end = sentencepiece_file(folder).piece_to_id("[UNUSED_TOKEN_145]")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, end]}))
     internlm2.convert(folder, tmp_path / "llama")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["internlm2", "llama"]
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -163,6 +164,9 @@ def test_the_converted_folder_is_a_plain_llama(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama")
     text = "<|im_start|>user\nWhat is a nodule? 肺<|im_end|>"
     assert tokenizer(text)["input_ids"] == internlm2.load_tokenizer(folder)(text)["input_ids"]
+    asked = [{"role": "user", "content": "What?"}]
+    assert tokenizer.apply_chat_template(asked, tokenize=False) == "user: What?"
+    assert model.generation_config.eos_token_id == [2, end]
 
 
 def changed(state, name, tensor):
@@ -362,6 +366,9 @@ def sentencepiece_file(folder: Path, *, dummy_prefix: bool = False, chat: bool =
         entry = {"lstrip": False, "normalized": False, "rstrip": False, "special": True}
         added = {str(i): entry | {"content": content} for content, i in marks.items()}
         published = {"tokenizer_class": "InternLM2Tokenizer", "added_tokens_decoder": added}
+        published["chat_template"] = (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+        )
         published |= {"auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer"]}}
         (folder / "tokenizer_config.json").write_text(json.dumps(published))
     if not (folder / "config.json").exists():

@@ -146,7 +146,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     extractor = SentencePieceExtractor(str(folder / "tokenizer.model"))
     pieces = extractor.extract(BPE)
     config_file = folder / "tokenizer_config.json"
-    added = read_json(config_file).get("added_tokens_decoder", {}) if config_file.is_file() else {}
+    published = read_json(config_file) if config_file.is_file() else {}
+    added = published.get("added_tokens_decoder", {})
     added = {int(index): token["content"] for index, token in added.items()}
     vocabulary = {added.get(index, piece): index for piece, index in pieces["vocab"].items()}
     tokenizer = Tokenizer(
@@ -173,6 +174,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="</s>",
         padding_side="left",
+        chat_template=published.get("chat_template"),
         clean_up_tokenization_spaces=False,
     )
 
@@ -195,6 +197,7 @@ def convert(source: Path, target: Path) -> Path:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(partial / "model.safetensors.index.json", index)
         config.save_pretrained(partial)
-        GenerationConfig.from_model_config(config).save_pretrained(partial)
+        if (Path(source) / "generation_config.json").is_file():  # where the chat models end a turn
+            GenerationConfig.from_pretrained(source).save_pretrained(partial)
         load_tokenizer(source).save_pretrained(partial)
     return Path(target)
