@@ -4,16 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_model import talk
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_model import picture, talk
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    LlavaForConditionalGeneration,
+)
 
 from gmai_lib import config
-from gmai_lib.model import chat, internlm2, weights
+from gmai_lib.model import chat, gmai_vl, internlm2, weights
 from gmai_lib.model.tensor_files import read_tensors, weight_files
 
 RAW = {  # config.json of internlm2_5-7b-chat, smaller
@@ -295,6 +303,46 @@ def test_the_name_in_the_paper_profile_loads_from_the_hubs_cache_without_its_cod
     )  # fmt: skip
     said = ["LlamaForCausalLM", str(sum(t.numel() for t in state.values())), str(end)]
     assert result.stdout.split() == said
+
+
+@torch.no_grad()
+def test_published_clip_and_internlm2_become_an_exported_llava(tmp_path):
+    torch.manual_seed(0)
+    state = published_weights()
+    folder = write_folder(tmp_path / "internlm2", state, form="bin")
+    end = sentencepiece_file(folder).piece_to_id("[UNUSED_TOKEN_145]")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4}
+    vision = sizes | {"image_size": 16, "patch_size": 4}
+    clip = CLIPModel(CLIPConfig(text_config=sizes | {"vocab_size": 100}, vision_config=vision))
+    clip.save_pretrained(tmp_path / "clip")
+    paper = config.load("paper")
+    profile = replace(
+        paper,
+        vision=replace(paper.vision, pretrained=str(tmp_path / "clip")),
+        text=replace(paper.text, pretrained=str(folder)),
+    )
+    tower, language_model, tokenizer = weights.load_pretrained_parts(profile)
+    rows = language_model.get_input_embeddings().weight
+    new = tokenizer.convert_tokens_to_ids(["<image>", *chat.GROUNDING_TOKENS])
+    vocabulary = state["model.tok_embeddings.weight"]
+    assert torch.equal(rows[end], vocabulary[end]), "the published row of <|im_end|> is kept"
+    assert len(set(new)) == 5 and min(new) >= len(tokenizer) - 5
+    model = gmai_vl.from_parts(tower, language_model, tokenizer).eval()
+    assert model.generation_config.eos_token_id == end
+    processor = chat.build_processor(tokenizer, tower.config)
+    weights.export_llava(model, processor, tmp_path / "llava")
+    llava = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
+    plain = AutoProcessor.from_pretrained(tmp_path / "llava")
+    assert llava.config.text_config.rope_parameters["rope_type"] == "dynamic"
+    for times, stretched in ((1, False), (16, True)):  # RoPE stretches beyond 64 tokens, up to 128
+        prompt = chat.render(talk("<image>\n" + "What is shown? " * times))[0]
+        inputs = plain(text=prompt, images=[picture(0)], return_tensors="pt")
+        theirs = llava.eval()(**inputs).logits
+        assert (theirs.shape[1] > 64) == stretched
+        torch.testing.assert_close(model(**inputs).logits, theirs, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="more than the context of 128"):
+        model(input_ids=torch.full((1, 129), 20))
 
 
 MEASURE = """

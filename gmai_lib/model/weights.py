@@ -246,7 +246,7 @@ def _short_card(model) -> str:
         "tags:\n- medical\n- research-only\n---\n\n# GMAI-VL in the LLaVA layout\n\n"
         f"{NOT_CLINICAL}\n\nImages are padded to a square and resized to "
         f"{config.vision_config.image_size} pixels; each costs {config.tokens_per_image} tokens "
-        f"of a context of {config.text_config.max_position_embeddings}. CT slices must be windowed "
+        f"of a context of {config.context}. CT slices must be windowed "
         "before (`ct_windows` in processor_config.json: centre and width in Hounsfield units)."
         f"\n\nParameters:\n\n{parts}\nNo results are stated: this checkpoint was exported "
         "without an evaluation.\n"
