@@ -1,5 +1,7 @@
 """training/flops: the formulas agree with torch's own counter and with the real modules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -77,7 +79,12 @@ def test_frozen_parts_cost_less_backwards():
     assert shallow["language_model"]["forward"] == tuned["language_model"]["forward"]
 
 
-@pytest.mark.parametrize("profile", [config.mini(), config.paper()], ids=["mini", "paper"])
+SHUFFLED = replace(config.mini(), vision=replace(config.mini().vision, pixel_shuffle=2))
+
+
+@pytest.mark.parametrize(
+    "profile", [config.mini(), config.paper(), SHUFFLED], ids=["mini", "paper", "shuffled"]
+)
 def test_parameter_counts_are_those_of_the_model(tokenizer, profile):
     with torch.device("meta"):
         model = gmai_vl.from_profile(profile, tokenizer)

@@ -302,3 +302,18 @@ def test_write_run_of_the_tests_matches_run_stage(inputs, tmp_path, monkeypatch)
         read_json(tmp_path / "a" / "run.json").keys() - {"fingerprints"}
         == read_json(tmp_path / "b" / "run.json").keys()
     )
+
+
+def test_the_error_is_that_of_the_rank_that_failed_first():
+    lines = [
+        "step 3",
+        "[rank1]: Traceback (most recent call last):",
+        "[rank1]:   File x",
+        "[rank1]: ValueError: no sample to train on",
+        "[rank0]: Traceback (most recent call last):",
+        "[rank0]: RuntimeError: Connection closed by peer",
+    ]
+    reason, tail = launch._failure(lines)
+    assert reason == ": ValueError: no sample to train on"
+    assert tail.splitlines() == lines[1:4]
+    assert launch._failure(["Killed"]) == ("", "Killed")

@@ -53,8 +53,8 @@ def model_flops(
     backward = 2 * linear + 2 * attention + patches if "vision_tower" in learns else 0
     counts["vision_tower"] = {"forward": linear + attention + patches, "backward": backward}
 
-    tokens = images * vision.num_patches
-    first = 2 * tokens * vision.hidden_size * text.hidden_size
+    tokens = images * vision.tokens_per_image
+    first = 2 * tokens * vision.hidden_size * vision.pixel_shuffle**2 * text.hidden_size
     second = 2 * tokens * text.hidden_size**2
     backward = 0
     if "vision_tower" in learns:
@@ -95,7 +95,8 @@ def parameter_counts(profile: Profile) -> dict[str, int]:
     width = vision.hidden_size
     per_layer = _vision_layer_weights(vision) + 9 * width + vision.intermediate_size
     tower = 3 * vision.patch_size**2 * width + (vision.num_patches + 2) * width + 4 * width
-    projector = (width + 1 + text.hidden_size + 1) * text.hidden_size
+    joined = width * vision.pixel_shuffle**2
+    projector = (joined + 1 + text.hidden_size + 1) * text.hidden_size
     model = text.num_hidden_layers * (_text_layer_weights(text) + 2 * text.hidden_size)
     vocabularies = 1 if text.tie_word_embeddings else 2
     model += vocabularies * text.vocab_size * text.hidden_size + text.hidden_size

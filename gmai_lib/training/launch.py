@@ -23,6 +23,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -43,6 +44,8 @@ CHECKPOINT_STEPS = 100  # optimizer steps between training checkpoints [chosen]
 POLL_S = 0.2  # how often progress is read
 TAIL_LINES = 20  # of the log, shown when a stage fails
 KEPT_CHECKPOINTS = 2  # the newest; one to fall back on [chosen]
+_TRACEBACK = re.compile(r"(\[rank\d+\]: )Traceback")
+_ERROR = re.compile(r"(?:\[rank\d+\]: )?([A-Za-z_.]+(?:Error|Exception|Interrupt): .+)")
 COMPLETE = "complete.json"  # in a training checkpoint: what it holds, and that it is whole
 LINEAGE = "lineage.json"  # in a checkpoint that training wrote: its stages, its tokenizer
 # What must agree between a profile and the checkpoint that a stage starts from.
@@ -371,11 +374,23 @@ def _run_logged(arguments, out: Path, stage_name: str, ranks: int, progress):
             _stop(process)
     progress()
     if process.returncode:
-        tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-TAIL_LINES:])
+        reason, tail = _failure(log.read_text("utf-8", "replace").splitlines())
         raise RuntimeError(
-            f"stage {stage_name} failed with exit code {process.returncode}; "
+            f"stage {stage_name} failed with exit code {process.returncode}{reason}; "
             f"last lines of {log}:\n{tail}"
         )
+
+
+def _failure(lines: list[str]) -> tuple[str, str]:
+    """Return the error (": ..." or "") and the last lines of a log, of the rank that failed first.
+
+    The others then fail because it is gone, and say so last.
+    """
+    first = next((m[1] for line in lines if (m := _TRACEBACK.match(line))), None)
+    if first:
+        lines = [line for line in lines if line.startswith(first)]
+    errors = [m[1] for line in lines if (m := _ERROR.match(line))]
+    return f": {errors[-1]}" if errors else "", "\n".join(lines[-TAIL_LINES:])
 
 
 def _stop(process: subprocess.Popen):

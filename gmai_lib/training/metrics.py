@@ -10,7 +10,7 @@ import math
 import resource
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -201,7 +201,7 @@ class Log:
     def write(self, step, batch, factor, result: "StepResult", started: float, waited: float):
         """Append a line; `started` is a time of perf_counter, `waited` seconds for the data."""
         seconds, stage = time.perf_counter() - started, self.stage
-        text_tokens = batch.tokens - batch.images * self.shapes.vision.num_patches
+        text_tokens = batch.tokens - batch.images * self.shapes.vision.tokens_per_image
         counted = flops.model_flops(
             self.shapes, stage, text_tokens, batch.images, label_tokens=batch.label_tokens
         )
@@ -280,17 +280,18 @@ class Shapes:
     """The sizes of a loaded model, as flops.model_flops takes them from a profile."""
 
     def __init__(self, config):
-        self.vision = _sizes(VisionConfig, config.vision_config)
+        vision = _sizes(VisionConfig, config.vision_config)
+        self.vision = replace(vision, pixel_shuffle=config.pixel_shuffle)
         self.text = _sizes(TextConfig, config.text_config)
         self.vision_feature_layer = config.vision_feature_layer
 
 
 def _sizes(kind, config):
     """Fill VisionConfig or TextConfig from transformers' configuration."""
-    names = kind.__dataclass_fields__
-    sizes = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    sizes = {name: getattr(config, name) for name in needed if hasattr(config, name)}
     # Where the weights came from and how positions are encoded cost no FLOPs.
-    return kind(**{name: "" for name in names if name not in sizes} | sizes)
+    return kind(**dict.fromkeys(needed, "") | sizes)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
