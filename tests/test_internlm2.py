@@ -4,15 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_model import talk
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_model import picture, talk
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    LlavaForConditionalGeneration,
+)
 
-from gmai_lib.model import chat, internlm2, weights
+from gmai_lib import config
+from gmai_lib.model import chat, gmai_vl, internlm2, weights
 from gmai_lib.model.tensor_files import read_tensors, weight_files
 
 RAW = {  # config.json of internlm2_5-7b-chat, smaller
@@ -148,7 +157,8 @@ def test_a_published_folder_loads_and_equals_the_definition(tmp_path, form, shar
 def test_the_converted_folder_is_a_plain_llama(tmp_path):
     state = published_weights()
     folder = write_folder(tmp_path / "internlm2", state, form="bin", shards=3)
-    sentencepiece_file(folder)
+    end = sentencepiece_file(folder).piece_to_id("[UNUSED_TOKEN_145]")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, end]}))
     internlm2.convert(folder, tmp_path / "llama")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["internlm2", "llama"]
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -162,6 +172,9 @@ def test_the_converted_folder_is_a_plain_llama(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama")
     text = "<|im_start|>user\nWhat is a nodule? 肺<|im_end|>"
     assert tokenizer(text)["input_ids"] == internlm2.load_tokenizer(folder)(text)["input_ids"]
+    asked = [{"role": "user", "content": "What?"}]
+    assert tokenizer.apply_chat_template(asked, tokenize=False) == "user: What?"
+    assert model.generation_config.eos_token_id == [2, end]
 
 
 def changed(state, name, tensor):
@@ -255,6 +268,83 @@ def test_a_file_cut_short_is_named(tmp_path, form):
         weights.load_language_model(str(folder))
 
 
+PUBLISHED = """
+import sys
+from gmai_lib import config
+from gmai_lib.model import weights
+
+name = config.load("paper").text.pretrained
+model, tokenizer = weights.load_language_model(name), weights.load_tokenizer(name)
+print(type(model).__name__, model.num_parameters(), tokenizer.convert_tokens_to_ids("<|im_end|>"))
+assert not any("internlm" in module and "gmai_lib" not in module for module in sys.modules)
+"""
+
+
+def test_the_name_in_the_paper_profile_loads_from_the_hubs_cache_without_its_code(tmp_path):
+    name = config.load("paper").text.pretrained
+    repository = tmp_path / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir(parents=True)
+    state = published_weights()
+    write_folder(snapshot, state, shards=2)
+    end = sentencepiece_file(snapshot).piece_to_id("[UNUSED_TOKEN_145]")
+    for code in (
+        "configuration_internlm2.py",
+        "modeling_internlm2.py",
+        "tokenization_internlm2.py",
+    ):
+        (snapshot / code).write_text("raise RuntimeError('remote code was run')")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    offline = {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", PUBLISHED],
+        check=True, capture_output=True, text=True, env={**os.environ, **offline},
+    )  # fmt: skip
+    said = ["LlamaForCausalLM", str(sum(t.numel() for t in state.values())), str(end)]
+    assert result.stdout.split() == said
+
+
+@torch.no_grad()
+def test_published_clip_and_internlm2_become_an_exported_llava(tmp_path):
+    torch.manual_seed(0)
+    state = published_weights()
+    folder = write_folder(tmp_path / "internlm2", state, form="bin")
+    end = sentencepiece_file(folder).piece_to_id("[UNUSED_TOKEN_145]")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4}
+    vision = sizes | {"image_size": 16, "patch_size": 4}
+    clip = CLIPModel(CLIPConfig(text_config=sizes | {"vocab_size": 100}, vision_config=vision))
+    clip.save_pretrained(tmp_path / "clip")
+    paper = config.load("paper")
+    profile = replace(
+        paper,
+        vision=replace(paper.vision, pretrained=str(tmp_path / "clip")),
+        text=replace(paper.text, pretrained=str(folder)),
+    )
+    tower, language_model, tokenizer = weights.load_pretrained_parts(profile)
+    rows = language_model.get_input_embeddings().weight
+    new = tokenizer.convert_tokens_to_ids(["<image>", *chat.GROUNDING_TOKENS])
+    vocabulary = state["model.tok_embeddings.weight"]
+    assert torch.equal(rows[end], vocabulary[end]), "the published row of <|im_end|> is kept"
+    assert len(set(new)) == 5 and min(new) >= len(tokenizer) - 5
+    model = gmai_vl.from_parts(tower, language_model, tokenizer).eval()
+    assert model.generation_config.eos_token_id == end
+    processor = chat.build_processor(tokenizer, tower.config)
+    weights.export_llava(model, processor, tmp_path / "llava")
+    llava = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
+    plain = AutoProcessor.from_pretrained(tmp_path / "llava")
+    assert llava.config.text_config.rope_parameters["rope_type"] == "dynamic"
+    for times, stretched in ((1, False), (16, True)):  # RoPE stretches beyond 64 tokens, up to 128
+        prompt = chat.render(talk("<image>\n" + "What is shown? " * times))[0]
+        inputs = plain(text=prompt, images=[picture(0)], return_tensors="pt")
+        theirs = llava.eval()(**inputs).logits
+        assert (theirs.shape[1] > 64) == stretched
+        torch.testing.assert_close(model(**inputs).logits, theirs, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="more than the context of 128"):
+        model(input_ids=torch.full((1, 129), 20))
+
+
 MEASURE = """
 import sys
 from gmai_lib.model import internlm2, weights
@@ -324,6 +414,9 @@ def sentencepiece_file(folder: Path, *, dummy_prefix: bool = False, chat: bool =
         entry = {"lstrip": False, "normalized": False, "rstrip": False, "special": True}
         added = {str(i): entry | {"content": content} for content, i in marks.items()}
         published = {"tokenizer_class": "InternLM2Tokenizer", "added_tokens_decoder": added}
+        published["chat_template"] = (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+        )
         published |= {"auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer"]}}
         (folder / "tokenizer_config.json").write_text(json.dumps(published))
     if not (folder / "config.json").exists():

@@ -335,3 +335,4 @@ def test_the_paper_profile_stretches_its_positions(tokenizer):
     text = gmai_vl.text_config(config.load("paper"), tokenizer)
     assert text.rope_parameters == {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}
     assert text.max_position_embeddings == 32768
+    assert gmai_vl.GMAIVLConfig(text_config=text).context == 2 * 32768

@@ -183,10 +183,11 @@ def square_image(image, size: int) -> torch.Tensor:
     array = decode_image(image)
     height, width = array.shape[:2]
     side = max(height, width)
-    if side * side > Image.MAX_IMAGE_PIXELS:
+    most = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses to decode: half a GiB of RGB
+    if side * side > most:
         raise ValueError(
             f"an image of {width} x {height} pixels becomes a square of {side} x {side}, more "
-            f"than {Image.MAX_IMAGE_PIXELS:,}; crop it or cut it into tiles first"
+            f"than {most:,}; crop it or cut it into tiles first"
         )
     square = Image.new("RGB", (side, side), PADDING_COLOUR)
     square.paste(Image.fromarray(array), ((side - width) // 2, (side - height) // 2))

@@ -52,6 +52,13 @@ class GMAIVLConfig(PreTrainedConfig):
         return (side // self.pixel_shuffle) ** 2
 
     @property
+    def context(self) -> int:
+        """Tokens a prompt may have: the language model's positions, stretched by dynamic RoPE."""
+        rope = getattr(self.text_config, "rope_parameters", None) or {}
+        stretch = rope["factor"] if rope.get("rope_type") == "dynamic" else 1
+        return int(self.text_config.max_position_embeddings * stretch)
+
+    @property
     def num_used_layers(self) -> int:
         """Vision tower layers that run: 23 of CLIP-L's 24 for `vision_feature_layer` = -2."""
         layer, total = self.vision_feature_layer, self.vision_config.num_hidden_layers

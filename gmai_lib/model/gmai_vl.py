@@ -214,7 +214,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def _check_length(self, length: int):
-        context = self.config.text_config.max_position_embeddings
+        context = self.config.context
         if length > context:
             raise ValueError(
                 f"the prompt has {length} tokens, {length - context} more than the context of "

@@ -17,10 +17,17 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
 from gmai_lib.model.tensor_files import read_tensors, weight_files
@@ -40,9 +47,18 @@ _NAMES = {
 
 
 def is_internlm2(name: str) -> bool:
-    """Tell whether `name` is a local folder of an InternLM2 model."""
-    config_file = Path(name) / "config.json"
-    return config_file.is_file() and read_json(config_file).get("model_type") == "internlm2"
+    """Tell whether `name`, a folder or a hub id, is an InternLM2 model; only its config is read."""
+    if Path(name).is_dir():
+        config_file = Path(name) / "config.json"
+        return config_file.is_file() and read_json(config_file).get("model_type") == "internlm2"
+    return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == "internlm2"
+
+
+def fetch(name: str) -> Path:
+    """Return the folder of `name`: itself, or what the hub has but for its code, in the cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model"]))
 
 
 def llama_config(folder: Path) -> LlamaConfig:
@@ -130,7 +146,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     extractor = SentencePieceExtractor(str(folder / "tokenizer.model"))
     pieces = extractor.extract(BPE)
     config_file = folder / "tokenizer_config.json"
-    added = read_json(config_file).get("added_tokens_decoder", {}) if config_file.is_file() else {}
+    published = read_json(config_file) if config_file.is_file() else {}
+    added = published.get("added_tokens_decoder", {})
     added = {int(index): token["content"] for index, token in added.items()}
     vocabulary = {added.get(index, piece): index for piece, index in pieces["vocab"].items()}
     tokenizer = Tokenizer(
@@ -157,6 +174,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="</s>",
         padding_side="left",
+        chat_template=published.get("chat_template"),
         clean_up_tokenization_spaces=False,
     )
 
@@ -179,6 +197,7 @@ def convert(source: Path, target: Path) -> Path:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(partial / "model.safetensors.index.json", index)
         config.save_pretrained(partial)
-        GenerationConfig.from_model_config(config).save_pretrained(partial)
+        if (Path(source) / "generation_config.json").is_file():  # where the chat models end a turn
+            GenerationConfig.from_pretrained(source).save_pretrained(partial)
         load_tokenizer(source).save_pretrained(partial)
     return Path(target)

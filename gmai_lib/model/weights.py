@@ -137,16 +137,17 @@ def _take_clip_pixels(tower, mean, std):
 
 
 def load_language_model(name: str):
-    """Load a causal language model; an InternLM2 folder (local) is converted on the way.
+    """Load a causal language model by hub id or folder; InternLM2 is converted on the way.
 
     Its shards are assigned one after the other, so that beside the model only one is in memory.
     """
     if not internlm2.is_internlm2(name):
         return _load(AutoModelForCausalLM, name, extra=False)
-    config = internlm2.llama_config(name)
+    folder = internlm2.fetch(name)
+    config = internlm2.llama_config(folder)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    for _, shard in internlm2.converted_shards(name):
+    for _, shard in internlm2.converted_shards(folder):
         model.load_state_dict(shard, strict=False, assign=True)
     model.tie_weights()
     model.model.rotary_emb = LlamaRotaryEmbedding(config)  # a buffer no checkpoint stores
@@ -156,7 +157,7 @@ def load_language_model(name: str):
 def load_tokenizer(name: str):
     """Load a tokenizer; InternLM2's from its SentencePiece file, without remote code."""
     if internlm2.is_internlm2(name):
-        return internlm2.load_tokenizer(name)
+        return internlm2.load_tokenizer(internlm2.fetch(name))
     return AutoTokenizer.from_pretrained(name)
 
 
@@ -245,7 +246,7 @@ def _short_card(model) -> str:
         "tags:\n- medical\n- research-only\n---\n\n# GMAI-VL in the LLaVA layout\n\n"
         f"{NOT_CLINICAL}\n\nImages are padded to a square and resized to "
         f"{config.vision_config.image_size} pixels; each costs {config.tokens_per_image} tokens "
-        f"of a context of {config.text_config.max_position_embeddings}. CT slices must be windowed "
+        f"of a context of {config.context}. CT slices must be windowed "
         "before (`ct_windows` in processor_config.json: centre and width in Hounsfield units)."
         f"\n\nParameters:\n\n{parts}\nNo results are stated: this checkpoint was exported "
         "without an evaluation.\n"
