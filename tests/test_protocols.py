@@ -170,6 +170,7 @@ def test_bleu_has_the_documented_values():
     assert reports.bleu(["the the the the the the the"], cats, order=1) == pytest.approx(2 / 7)
     assert reports.bleu(["the cat"], [["the cat sat here"]], order=2) == pytest.approx(np.exp(-1))
     assert reports.bleu([""], [["the cat"]]) == 0.0
+    assert reports.bleu(["a b c"], [["a b c d e f", "a b c"]], order=3) == 1.0, "closest length"
     assert reports.bleu(["双肺清晰。"], [["双肺清晰"]]) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="1 responses, 0 lists"):
         reports.bleu(["a"], [])
@@ -181,6 +182,7 @@ def test_rouge_l_has_the_values_of_its_paper():
     assert reports.rouge_l("police kill the gunman", reference) == pytest.approx(3 / 4)
     assert reports.rouge_l("the gunman kill police", reference) == pytest.approx(2 / 4)
     assert reports.rouge_l("the gunman police killed", reference) == pytest.approx(2 / 4)
+    assert reports.rouge_l("gunman gunman gunman", "gunman") == pytest.approx(1 / 2)
     assert reports.rouge_l("", reference) == reports.rouge_l("x", "") == 0.0
 
 
@@ -193,6 +195,7 @@ def test_fact_scores_see_negation_and_side_where_words_do_not():
     assert reports.fact_scores(denied, reference)["fact_f1"] < 1.0
     swapped = "There is a nodule in the right lung. No pleural effusion."
     assert 0.0 < reports.fact_scores(swapped, reference)["fact_f1"] < 1.0
+    assert reports.fact_scores("A nodule on the right.", "A nodule on the left.")["fact_f1"] < 1.0
     part = reports.fact_scores("There is a nodule.", reference)
     assert part["fact_precision"] == 1.0 and part["fact_recall"] < 1.0
     assert reports.fact_scores("", "Hello.")["fact_f1"] == 1.0
