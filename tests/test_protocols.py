@@ -61,6 +61,13 @@ def test_protocols_stand_side_by_side_and_name_their_items():
     assert (table.ci_low <= table.score).all() and (table.score <= table.ci_high).all()
 
 
+def test_likelihoods_are_a_protocol_of_the_items_they_are_of():
+    likely = [{"id": "demo#0", "correct": 1.0}, {"id": "demo#1", "correct": 0.0}]
+    table = pd.DataFrame(protocols.side_by_side(ITEMS, RESPONSES, likelihoods=likely))
+    row = table[table.protocol == "option likelihood"].iloc[0]
+    assert (row.num_items, row.score, row.unread) == (2, 0.5, 0.0)
+
+
 def test_every_item_needs_one_response():
     with pytest.raises(ValueError, match=r"1 of 6 items have no response \(first: \['demo#5'\]\)"):
         protocols.side_by_side(ITEMS, RESPONSES[:-1])

@@ -97,6 +97,14 @@ def test_batched_answers_are_those_of_one_by_one(tiny, tmp_path):
     assert len({row["response"] for row in batched}) > 2, "the model must not say one thing only"
 
 
+def test_items_with_no_image_and_with_several_are_asked_in_one_batch(tiny, tmp_path):
+    items = demo_items(kinds=("open",))
+    shown = [(), items[0].images, (*items[1].images, *items[0].images)]
+    mixed = [replace(i, images=images) for i, images in zip(items, shown * 2, strict=False)]
+    batched = evaluate(*tiny, mixed, out_jsonl=tmp_path / "a.jsonl", batch_size=6)
+    assert batched == evaluate(*tiny, mixed, out_jsonl=tmp_path / "b.jsonl", batch_size=1)
+
+
 def test_the_image_matters_only_where_it_is_shown(tiny, tmp_path):
     items = demo_items(kinds=("open",), unequal=False)
     changed = demo_items(images=PICTURES[::-1], kinds=("open",), unequal=False)
