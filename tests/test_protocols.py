@@ -61,6 +61,13 @@ def test_protocols_stand_side_by_side_and_name_their_items():
     assert (table.ci_low <= table.score).all() and (table.score <= table.ci_high).all()
 
 
+def test_likelihoods_are_a_protocol_of_the_items_they_are_of():
+    likely = [{"id": "demo#0", "correct": 1.0}, {"id": "demo#1", "correct": 0.0}]
+    table = pd.DataFrame(protocols.side_by_side(ITEMS, RESPONSES, likelihoods=likely))
+    row = table[table.protocol == "option likelihood"].iloc[0]
+    assert (row.num_items, row.score, row.unread) == (2, 0.5, 0.0)
+
+
 def test_every_item_needs_one_response():
     with pytest.raises(ValueError, match=r"1 of 6 items have no response \(first: \['demo#5'\]\)"):
         protocols.side_by_side(ITEMS, RESPONSES[:-1])
@@ -170,6 +177,7 @@ def test_bleu_has_the_documented_values():
     assert reports.bleu(["the the the the the the the"], cats, order=1) == pytest.approx(2 / 7)
     assert reports.bleu(["the cat"], [["the cat sat here"]], order=2) == pytest.approx(np.exp(-1))
     assert reports.bleu([""], [["the cat"]]) == 0.0
+    assert reports.bleu(["a b c"], [["a b c d e f", "a b c"]], order=3) == 1.0, "closest length"
     assert reports.bleu(["双肺清晰。"], [["双肺清晰"]]) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="1 responses, 0 lists"):
         reports.bleu(["a"], [])
@@ -181,6 +189,7 @@ def test_rouge_l_has_the_values_of_its_paper():
     assert reports.rouge_l("police kill the gunman", reference) == pytest.approx(3 / 4)
     assert reports.rouge_l("the gunman kill police", reference) == pytest.approx(2 / 4)
     assert reports.rouge_l("the gunman police killed", reference) == pytest.approx(2 / 4)
+    assert reports.rouge_l("gunman gunman gunman", "gunman") == pytest.approx(1 / 2)
     assert reports.rouge_l("", reference) == reports.rouge_l("x", "") == 0.0
 
 
@@ -193,6 +202,7 @@ def test_fact_scores_see_negation_and_side_where_words_do_not():
     assert reports.fact_scores(denied, reference)["fact_f1"] < 1.0
     swapped = "There is a nodule in the right lung. No pleural effusion."
     assert 0.0 < reports.fact_scores(swapped, reference)["fact_f1"] < 1.0
+    assert reports.fact_scores("A nodule on the right.", "A nodule on the left.")["fact_f1"] < 1.0
     part = reports.fact_scores("There is a nodule.", reference)
     assert part["fact_precision"] == 1.0 and part["fact_recall"] < 1.0
     assert reports.fact_scores("", "Hello.")["fact_f1"] == 1.0

@@ -2,6 +2,8 @@
 
 import io
 import json
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,10 +11,21 @@ import torch
 from PIL import Image
 
 from gmai_lib import config
-from gmai_lib.evaluation import results
+from gmai_lib.evaluation import results, run
 from gmai_lib.evaluation.items import Item
-from gmai_lib.evaluation.results import clustered_interval, paired_difference, summarise
-from gmai_lib.evaluation.run import evaluate, read_responses, without_exchange
+from gmai_lib.evaluation.results import (
+    clustered_interval,
+    paired_difference,
+    summarise,
+    unpaired_difference,
+)
+from gmai_lib.evaluation.run import (
+    evaluate,
+    option_likelihoods,
+    read_responses,
+    without_exchange,
+)
+from gmai_lib.evaluation.scoring import score
 from gmai_lib.model import chat, gmai_vl, standins
 
 
@@ -59,8 +72,6 @@ def demo_items(images=PICTURES, kinds=tuple(ASKED), benchmark="demo", unequal=Tr
 @pytest.fixture(scope="module")
 def tiny():
     """An untrained model of 0.1 M parameters and its processor."""
-    from dataclasses import replace
-
     mini = config.load("mini")
     wide = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
     profile = replace(
@@ -86,6 +97,14 @@ def test_batched_answers_are_those_of_one_by_one(tiny, tmp_path):
     assert len({row["response"] for row in batched}) > 2, "the model must not say one thing only"
 
 
+def test_items_with_no_image_and_with_several_are_asked_in_one_batch(tiny, tmp_path):
+    items = demo_items(kinds=("open",))
+    shown = [(), items[0].images, (*items[1].images, *items[0].images)]
+    mixed = [replace(i, images=images) for i, images in zip(items, shown * 2, strict=False)]
+    batched = evaluate(*tiny, mixed, out_jsonl=tmp_path / "a.jsonl", batch_size=6)
+    assert batched == evaluate(*tiny, mixed, out_jsonl=tmp_path / "b.jsonl", batch_size=1)
+
+
 def test_the_image_matters_only_where_it_is_shown(tiny, tmp_path):
     items = demo_items(kinds=("open",), unequal=False)
     changed = demo_items(images=PICTURES[::-1], kinds=("open",), unequal=False)
@@ -100,6 +119,17 @@ def test_the_image_matters_only_where_it_is_shown(tiny, tmp_path):
     assert said["image", "items"] != said["none", "items"]
 
 
+def test_blank_shows_every_item_the_same_image(tiny, tmp_path, monkeypatch):
+    items = demo_items(kinds=("open",), unequal=False)
+    own = evaluate(*tiny, items, out_jsonl=tmp_path / "own.jsonl")
+    blank = evaluate(*tiny, items, out_jsonl=tmp_path / "blank.jsonl", image_mode="blank")
+    assert len({row["response"] for row in own}) > 1
+    assert len({row["response"] for row in blank}) == 1, "one question, one image"
+    monkeypatch.setattr(run, "MOST_PIXELS", 1)  # forgets every image but the last
+    few = evaluate(*tiny, items, out_jsonl=tmp_path / "few.jsonl", batch_size=1)
+    assert few == own
+
+
 def test_shuffled_shows_every_item_an_image_of_another_group(tiny, tmp_path):
     items = demo_items(kinds=("open",), unequal=False)
     own = evaluate(*tiny, items, out_jsonl=tmp_path / "own.jsonl")
@@ -111,6 +141,39 @@ def test_shuffled_shows_every_item_an_image_of_another_group(tiny, tmp_path):
         evaluate(*tiny, items[:1], out_jsonl=path, image_mode="shuffled")
     alone = demo_items(kinds=("open",), benchmark="alone")[:1]
     assert without_exchange(items) == [] and without_exchange(items + alone) == ["alone"]
+
+
+def test_likelihoods_are_those_of_the_options_alone_whatever_the_batch(tiny, tmp_path):
+    model, processor = tiny
+    items = demo_items(kinds=("yes/no", "side"))
+    rows = option_likelihoods(model, processor, items, batch_size=7)
+    assert [row["id"] for row in rows] == [item.id for item in items]
+    for item, row in zip(items, rows, strict=True):
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+        assert row["confidence"] == max(row["probabilities"].values())
+        assert row["prediction"] in (*item.options, "yes", "no")
+        assert row["correct"] == score(item, row["prediction"])["correct"]
+    one = option_likelihoods(model, processor, items, batch_size=1)
+    for a, b in zip(rows, one, strict=True):
+        assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-5)
+    # By hand, with the loss of the model itself over the answer and the end of the turn.
+    place = next(n for n, i in enumerate(items) if i.kind == "yes/no" and i.language == "zh")
+    item, row = items[place], rows[place]
+    turn = [{"role": "user", "content": f"{chat.IMAGE_TOKEN}\n{item.question}"}]
+    tokens = (model.config.vision_config.image_size // model.config.vision_config.patch_size) ** 2
+    ids = chat.encode_prompt(turn, processor.tokenizer, tokens)
+    shown = chat.pixel_values([item.images[0]], model.config.vision_config)
+    by_hand = []
+    for option in ("是", "否"):
+        answer = processor.tokenizer(option + chat.TURN_END, add_special_tokens=False)["input_ids"]
+        whole = torch.tensor([ids + answer])
+        with torch.no_grad():
+            log_p = model(input_ids=whole, pixel_values=shown).logits[0].log_softmax(-1)
+        by_hand.append(sum(log_p[len(ids) - 1 + n, token] for n, token in enumerate(answer)))
+    expected = torch.stack(by_hand).softmax(0).tolist()
+    assert list(row["probabilities"].values()) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="of kind 'open' has no options to compare"):
+        option_likelihoods(model, processor, demo_items(kinds=("open",)))
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(tiny, tmp_path, monkeypatch):
@@ -165,8 +228,8 @@ def test_broken_files_and_repeated_items_are_refused(tiny, tmp_path):
     path.write_text("".join([lines[0], "{torn\n", *lines[2:]]))
     with pytest.raises(ValueError, match="line 2 is not valid JSON"):
         read_responses(path)
-    with pytest.raises(ValueError, match="image_mode 'blank'"):
-        evaluate(*tiny, items, out_jsonl=path, image_mode="blank")
+    with pytest.raises(ValueError, match="image_mode 'grey'"):
+        evaluate(*tiny, items, out_jsonl=path, image_mode="grey")
 
 
 # ---- rows ----------------------------------------------------------------------------------
@@ -267,6 +330,48 @@ def test_paired_difference_sees_what_separate_intervals_do_not():
     assert single[0]["ci_high"] > single[1]["ci_low"], "the separate intervals overlap"
     same = paired_difference(items, a, a)[0]
     assert same["difference"] == same["ci_low"] == same["ci_high"] == 0 and same["p_value"] == 1
+
+
+def test_many_comparisons_need_more_to_find_a_better_one():
+    rng = np.random.default_rng(0)
+    items, better = [], {}
+    for name in ("one", "two", "three"):
+        more = demo_items(
+            images=[bytes([n]) for n in range(100)], kinds=("yes/no",), benchmark=name
+        )
+        items += more
+        # Only the first benchmark has a better b.
+        better |= {i.id: rng.random() < (0.9 if name == "one" else 0.5) for i in more}
+    a, b = say(items, lambda i: rng.random() < 0.5), say(items, lambda i: better[i.id])
+    rows = paired_difference(items, a, b, checkpoint_a="07", checkpoint_b="09")
+    overall = {row["benchmark"]: row for row in rows if row["kind"] == "overall"}
+    assert {row["num_comparisons"] for row in overall.values()} == {3}
+    assert overall["one"]["says"] == "09 is better"
+    assert overall["one"]["p_holm"] == pytest.approx(3 * overall["one"]["p_value"])
+    assert overall["two"]["says"] == overall["three"]["says"] == "no difference shown"
+    ranked = sorted(overall.values(), key=lambda row: row["p_value"])
+    assert all(x["p_holm"] <= y["p_holm"] for x, y in pairwise(ranked))
+    back = paired_difference(items, b, a, checkpoint_a="09", checkpoint_b="07")
+    assert next(r for r in back if r["kind"] == "overall")["says"] == "09 is better"
+
+
+def test_printed_numbers_of_150_questions_do_not_differ_by_one_point():
+    none = unpaired_difference(0.503, 145, 0.513, 150)  # MMMU-H&M in the paper's table
+    assert none["says"] == "no difference shown" and none["ci_low"] < -0.1 < 0.1 < none["ci_high"]
+    # Newcombe 1998, table II, example a: 56/70 and 48/80; method 10 gives 0.0524 to 0.3339.
+    known = unpaired_difference(48 / 80, 80, 56 / 70, 70)
+    assert (known["ci_low"], known["ci_high"]) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert unpaired_difference(0.5, 1000, 0.6, 1000)["says"] == "b is better"
+    assert unpaired_difference(0.6, 1000, 0.5, 1000)["says"] == "a is better"
+    with pytest.raises(ValueError, match=r"51\.3.*not accuracies"):
+        unpaired_difference(51.3, 150, 50.3, 145)
+
+
+def test_chance_is_that_of_the_options_and_unknown_without():
+    rows = summarise(demo_items(), say(demo_items()), None, checkpoint="x")
+    chance = {r["kind"]: r["chance_score"] for r in rows if r["metric"] == "accuracy"}
+    assert chance["yes/no"] == chance["side"] == 0.5
+    assert chance["overall"] is None, "open questions have no options"
 
 
 # ---- intervals -----------------------------------------------------------------------------

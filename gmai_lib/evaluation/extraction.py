@@ -204,7 +204,7 @@ def is_refusal(text: str) -> bool:
 
 _YES = _words(
     "yes|yeah|yep|yup|y|true|correct|present|positive|affirmative|certainly|definitely|of course|"
-    "absolutely|no doubt|"
+    "absolutely|no doubt|that is correct|this is correct|"
     "there is|there are|there is one|it is|it does|it is present|i think so|i believe so|think so|"
     "believe so|是|是的|有|有的|对|对的|正确|存在|可见|能|会|肯定|肯定的|包含",
     "|",
@@ -212,26 +212,28 @@ _YES = _words(
 _NO = _words(
     "no|nope|nah|n|false|incorrect|absent|negative|none|none seen|there is not|there are not|"
     "there is none|there are none|it is not|it does not|it is absent|not present|not seen|"
-    "not visible|not at all|definitely not|certainly not|probably not|most likely not|"
+    "not visible|not that i can see|not at all|definitely not|certainly not|probably not|"
+    "most likely not|"
     "i do not think so|do not think so|否|不|不是|不是的|没有|没有的|并没有|没|无|不存在|不可见|"
     "未见|不能|不会|错|错误|不对|否定|否定的|不包含",
     "|",
 )
 _ANSWER = re.compile(  # what announces the answer
     r"\b(?:answers?|ans|response)\b\.?(?:\s*(?:is|are|would be|should be|must be))?\s*[:=-]?\s*"
+    r"|(?<=[,;.] )(?:so|therefore|thus|hence),?\s+(?=(?:yes|no)\b)"
     r"|(?:答案|回答|答)\s*(?:应?是|应?为)?\s*:?\s*",
     re.IGNORECASE,
 )
 _LEAD_IN = re.compile(
     r"^(?:a\s*:|therefore|thus|hence|so|in conclusion|i (?:would )?(?:say|think|believe)|"
-    r"(?:most likely|probably)(?= (?:yes|no)\b)|(?:based on|from|looking at|in) (?:the|this) "
-    r"(?:image|picture|scan|slice)|我(?:认为|觉得)|因此|所以|应该(?!是))[\s,:]*"
+    r"(?:most likely|probably)(?= (?:yes|no)\b)|(?:based on|from|looking at|in) (?:the|this|my) "
+    r"(?:image|picture|scan|slice|opinion|view)|我(?:认为|觉得)|因此|所以|应该(?!是))[\s,:]*"
 )
 # What may follow a leading "no" that answers, rather than the "no" of "no nodule".
 _AFTER_NO = _words("there it this that these those the i he she they we not a an no probably")
 _STATES = _words(
-    "is are was were there shows show showing seen visible present appears positive identified "
-    "noted detected found observed demonstrated evident"
+    "is are was were there shows show showing seen visible present appears seems positive "
+    "identified noted detected found observed demonstrated evident"
 )
 _DENIALS = _words("no not without absent absence negative excluded")
 _FLUFF = _STATES | _words(
@@ -245,7 +247,7 @@ _CHINESE_FLUFF = re.compile(
 # Adjectives and verbs that a Chinese answer repeats for yes, with 不 before them for no.
 _CHINESE_PREDICATE = re.compile(r"正常|健康|对称|包含|含有")
 _CHINESE_NO = re.compile(r"没有|不是|未|无|没|不")
-_CHINESE_CUE = re.compile(r"存在|可见|看到|见到|看得?到|见|有|是|到")
+_CHINESE_CUE = re.compile(r"存在|可见|看[到见]|见到|看得?到|见|有|是|到")
 
 
 def extract_yes_no(text: str, question: str = "") -> str | None:
@@ -281,7 +283,9 @@ def _yes_no_of(text: str, question: str) -> str | None:
     if text in _YES or text in _NO:
         return "yes" if text in _YES else "no"
     leading = re.match(
-        r"(yes|yeah|yep|no|nope)\b|(是的?|有的?|对的?|否|不是|没有|不|无)(?=[,;.。! (])", text
+        r"(yes|yeah|yep|no|nope|correct(?=[,.]))\b"
+        r"|(是的?|有的?|对的?|否|不是|没有|不|无)(?=[,;.。! (])",
+        text,
     )
     if leading:
         word, rest = leading.group(), text[leading.end() :]
@@ -301,6 +305,9 @@ def _yes_no_of(text: str, question: str) -> str | None:
             # "Yes, there is no nodule" contradicts itself.
             restated = {_restated(part, question) for part in re.split(r"[,;.。]", rest)}
             return None if restated - {None, said} else said
+    if named := re.fullmatch(r"([a-z ]+):\s*(yes|no)", text):  # "fracture: yes"
+        asked = set(re.findall(r"[a-z]+", question))
+        return named.group(2) if set(named.group(1).split()) <= asked else None
     text = re.sub(r"\bi (?:can|could) ?not (?=see|find|identify|detect)", "no ", text)
     return None if is_refusal(text) else _restated(text, question)
 
@@ -357,7 +364,7 @@ _NOT_A_LETTER = re.compile(  # capitals that are part of a name
     r"|B超|C臂|维生素 ?[A-Z]|[A-Z][型级]"
 )
 _LETTER_DENIED = re.compile(
-    r"\b(?:not|neither|nor|never|incorrect|wrong|false|unlikely|exclud\w+|eliminat\w+|except|"
+    r"\b(?:not|cannot|can't|neither|nor|never|incorrect|wrong|false|unlikely|exclud\w+|eliminat\w+|except|"
     r"ruled? out)\b|不是|不选|不对|不正确|错|排除|并非"
 )
 _OPTION_DENIED = re.compile(  # what follows the letter and denies it
@@ -379,7 +386,7 @@ _ONLY_LETTERS = re.compile(  # "B", "so (B)", "it's B", "I think B", "both A and
     r"i (?:would |will )?(?:choose|pick|select|think|believe|say|answer|go with|exclude)|"
     r"i'd (?:choose|pick|say|go with))\s+)*"
     rf"([(\[]?[A-Z][)\]]?(?:{_JOINED}[(\[]?[A-Z][)\]]?)*)"
-    r"(?:\s+(?i:because|since)\b.*|\s+(?i:is|are)\s+(?i:not\s+)?(?i:the\s+)?"
+    r"(?:\s+(?i:because|since|fits|matches|applies)\b.*|\s+(?i:is|are)\s+(?i:not\s+)?(?i:the\s+)?"
     r"(?i:correct|right|true|best|wrong|incorrect|false|unlikely|excluded|ruled out)\b.*)?"
 )
 _LEADING = re.compile(  # "B. ...", "(b) ...", "B - ..."
@@ -532,7 +539,7 @@ def _unless_vague(form: str, before: str, after: str) -> bool | None:
 
 _VAGUE = re.compile(
     r"\b(?:more than|at least|at most|fewer|less than|over|up to|thirds?|half|quarters?|dozens?)\b"
-    r"|[<>≤≥]|\d\+|(?<!\d)-\d|多于|少于|至少|至多|以上|以下|超过|不到|不足"
+    r"|[<>≤≥]|\d\+|(?<!\d)-\d|多于|少于|至少|至多|以上|以下|超过|不到|不足|大于|小于"
 )
 _DIGITS = re.compile(
     r"(?<![a-z0-9.])(\d+(?:,\d{3})*(?:\.\d+)?)(?![a-z0-9]|\.\d|[ -]*(?:mm|cm|m|k?g|mg|ml|%|percent|"

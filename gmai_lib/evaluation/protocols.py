@@ -26,7 +26,8 @@ from gmai_lib.evaluation.results import clustered_interval
 from gmai_lib.evaluation.scoring import score
 from gmai_lib.llm import Asker, Request, read_json_reply
 
-STRICT, OPTION, JUDGE = "strict match", "option match", "LLM judge"
+STRICT, OPTION, LIKELIHOOD = "strict match", "option match", "option likelihood"
+JUDGE = "LLM judge"
 
 
 def side_by_side(
@@ -34,6 +35,7 @@ def side_by_side(
     responses: list[dict],
     *,
     verdicts: list[dict] | None = None,
+    likelihoods: list[dict] | None = None,
     subsets: tuple[str, ...] = ("all",),
     draws: int = 1000,
     seed: int = 0,
@@ -41,17 +43,19 @@ def side_by_side(
     """Return one row per benchmark, subset and protocol; boxes are left out.
 
     `subsets`: "all", or names as items have them ("answer_type=closed"). `unread` is the share of
-    items that the protocol reads no answer from; a guess of lmms-eval scores 1 / options. Raises
-    ValueError unless there is one response per item, and one verdict if there are `verdicts`.
+    items that the protocol reads no answer from; a guess of lmms-eval scores 1 / options.
+    `verdicts` come from `judge`, `likelihoods` from `run.option_likelihoods` (of the closed items).
+    Raises ValueError unless there is one response per item, and one verdict if there are any.
     """
     said = _by_id(items, responses, "response")
     judged = None if verdicts is None else _by_id(items, verdicts, "verdict")
+    likely = {row["id"]: row["correct"] for row in likelihoods or ()}
     rows = []
     for benchmark in dict.fromkeys(item.benchmark for item in items):
         same = [i for i in items if i.benchmark == benchmark and i.kind != "box"]
         for subset in subsets:
             chosen = [i for i in same if subset == "all" or subset in i.subsets]
-            for protocol, measured in _measured(chosen, said, judged):
+            for protocol, measured in _measured(chosen, said, judged, likely):
                 if not measured:
                     continue
                 kept = [item for item, _, _ in measured]
@@ -74,11 +78,12 @@ def side_by_side(
     return rows
 
 
-def _measured(items: list[Item], said: dict, judged: dict | None):
+def _measured(items: list[Item], said: dict, judged: dict | None, likely: dict):
     """Yield (protocol, [(item, score, whether nothing was read)])."""
     results = [(item, score(item, said[item.id])) for item in items]
     yield STRICT, [(item, _strict(item, said[item.id], r), False) for item, r in results]
     yield OPTION, [(item, r["correct"], r["prediction"] is None) for item, r in results]
+    yield LIKELIHOOD, [(i, likely[i.id], False) for i in items if i.id in likely]
     for toolkit, rules in RULES.items():
         if toolkit != "this project":
             covered = [item for item in items if item.kind in rules]

@@ -42,7 +42,8 @@ def summarise(
     kind "overall" is the mean over all items but boxes, which are scored by `iou` and
     `accuracy_at_0.5`. The majority answer is that of `prior_items` (built like `items` from
     training records) where they have the benchmark, kind and language, else of `items` themselves:
-    column `majority_from`. `image_gain` is score minus blind score, with its own interval.
+    column `majority_from`. `chance_score` is that of drawing among the options, None where an item
+    has none. `image_gain` is score minus blind score, with its own interval.
     `abstained` and `unfinished` are shares of the items.
     """
     majority, majority_from = majority_answers(items, prior_items or [])
@@ -76,6 +77,7 @@ def summarise(
                     "num_images": len({item.images for item in kept}),
                 }
                 row |= _numbers(columns, [item.group for item in kept], draws, seed)
+                row["chance_score"] = _chance(kept) if metric == "accuracy" else None
                 sources = {majority_from[_majority_key(item)] for item in kept}
                 row["majority_from"] = " and ".join(sorted(sources))
                 silent = [scored["model"][i]["prediction"] is None for i in indices]
@@ -154,6 +156,12 @@ def _numbers(columns: dict, groups: list[str], draws: int, seed: int) -> dict:
     return row | {"majority_score": float(columns["majority"].mean())}
 
 
+def _chance(items: list[Item]) -> float | None:
+    """Expected accuracy of a random one of the answers an item is read from."""
+    choices = [2 if item.kind == "yes/no" else len(item.options) for item in items]
+    return None if 0 in choices else float(np.mean([1 / n for n in choices]))
+
+
 def _majority_key(item: Item) -> tuple[str, str, str]:
     return item.benchmark, item.kind, item.language
 
@@ -195,7 +203,9 @@ def paired_difference(
     """Return per benchmark (and kind) how much b is better than a on the same items.
 
     Interval: the same bootstrap over groups, of the per-item differences. p_value: two-sided,
-    from flipping the sign of whole groups at random; it does not correct for many comparisons.
+    from flipping the sign of whole groups at random. p_holm corrects it (Holm 1979) for the
+    `num_comparisons` rows of its family: the overall rows of all benchmarks, or all kinds. `says`
+    names the better one only below 0.05 of p_holm, else "no difference shown".
     """
     scored = [
         np.array([s["correct"] for s in _score_all(items, r)]) for r in (responses_a, responses_b)
@@ -225,11 +235,58 @@ def paired_difference(
                     "difference": float((b - a).mean()),
                     "ci_low": low,
                     "ci_high": high,
-                    "p_value": _sign_flip_p(b - a, groups, draws, seed),
+                    "p_value": _sign_flip_p(b - a, groups, max(draws, 10_000), seed),
                     "question_ids_sha256": question_ids_sha256([items[i] for i in indices]),
                 }
             )
+    for overall in (True, False):
+        _correct([row for row in rows if (row["kind"] == "overall") == overall])
     return rows
+
+
+def _correct(family: list[dict]):
+    """Add Holm's correction and what follows from it to the rows of one family."""
+    worst = 0.0
+    for rank, row in enumerate(sorted(family, key=lambda row: row["p_value"])):
+        worst = max(worst, min(1.0, (len(family) - rank) * row["p_value"]))
+        row |= {"num_comparisons": len(family), "p_holm": worst}
+        better = "checkpoint_b" if row["difference"] > 0 else "checkpoint_a"
+        row["says"] = f"{row[better]} is better" if worst < 0.05 else "no difference shown"
+
+
+def unpaired_difference(score_a: float, num_a: int, score_b: float, num_b: int) -> dict:
+    """Return whether two printed accuracies (0..1) on so many items each differ at all.
+
+    For published numbers, whose items nobody has: Fisher's exact test of the counts of right
+    answers, and Newcombe's interval of b - a (1998, method 10). Questions about one image are
+    taken as independent, so the truth is less certain still.
+    """
+    from scipy.stats import fisher_exact
+
+    if not (0 <= score_a <= 1 and 0 <= score_b <= 1 and num_a > 0 and num_b > 0):
+        raise ValueError(f"scores {score_a}, {score_b} of {num_a}, {num_b} items: not accuracies")
+    right = round(score_a * num_a), round(score_b * num_b)
+    table = [[right[0], num_a - right[0]], [right[1], num_b - right[1]]]
+    (low_a, high_a), (low_b, high_b) = (
+        _wilson(k, n) for k, n in zip(right, (num_a, num_b), strict=True)
+    )
+    a, b = right[0] / num_a, right[1] / num_b
+    p_value = float(fisher_exact(table).pvalue)
+    better = "b is better" if b > a else "a is better"
+    return {
+        "difference": b - a,
+        "ci_low": b - a - float(np.hypot(b - low_b, high_a - a)),
+        "ci_high": b - a + float(np.hypot(high_b - b, a - low_a)),
+        "p_value": p_value,
+        "says": better if p_value < 0.05 else "no difference shown",
+    }
+
+
+def _wilson(right: int, number: int) -> tuple[float, float]:
+    z = 1.959964
+    middle = (right + z * z / 2) / (number + z * z)
+    half = z * np.sqrt(right * (number - right) / number + z * z / 4) / (number + z * z)
+    return middle - half, middle + half
 
 
 def clustered_interval(
@@ -280,9 +337,12 @@ def _resamples(number: int, draws: int, seed: int) -> np.ndarray:
 def _sign_flip_p(differences: np.ndarray, groups: list[str], draws: int, seed: int) -> float:
     inverse = np.unique(np.asarray(groups), return_inverse=True)[1]
     sums = np.bincount(inverse, differences)
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(draws, len(sums)))
-    as_large = np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12
-    return float((1 + as_large.sum()) / (draws + 1))
+    rng, as_large = np.random.default_rng(seed), 0
+    for start in range(0, draws, 1000):  # in parts: draws x groups may not fit
+        size = (min(1000, draws - start), len(sums))
+        signs = rng.choice((-1.0, 1.0), size=size)
+        as_large += int(np.sum(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12))
+    return (1 + as_large) / (draws + 1)
 
 
 def published() -> list[dict]:

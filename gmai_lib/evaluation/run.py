@@ -22,12 +22,17 @@ from pathlib import Path
 
 import numpy as np
 
+from gmai_lib.dataset.images import to_png
+from gmai_lib.dataset.phrases import LETTER
+from gmai_lib.evaluation.extraction import LETTERS
 from gmai_lib.evaluation.items import Item
 from gmai_lib.evaluation.results import paired_difference, summarise
+from gmai_lib.evaluation.scoring import score
 from gmai_lib.outputs import atomic
 
 __all__ = [
     "evaluate",
+    "option_likelihoods",
     "paired_difference",
     "read_responses",
     "summarise",
@@ -35,7 +40,8 @@ __all__ = [
     "without_exchange",
 ]
 
-IMAGE_MODES = ("image", "none", "shuffled")
+IMAGE_MODES = ("image", "none", "blank", "shuffled")
+MOST_PIXELS = 4096  # preprocessed images kept, of a benchmark that may have 90,000
 # Room for a bare answer with its tags; a model that rambles is cut and marked unfinished.
 MAX_NEW_TOKENS = {"yes/no": 8, "count": 8, "multiple choice": 8, "box": 64, "open": 32}
 _OTHER_KINDS_MAX_NEW_TOKENS = 24
@@ -54,11 +60,11 @@ def evaluate(
 ) -> list[dict]:
     """Return one response per item, in the order of `items`; append them to `out_jsonl` on the way.
 
-    image_mode "none" asks without image placeholders, "shuffled" shows an image of another group
-    of the same benchmark (drawn by `seed`). The model runs in the precision it was loaded in.
-    Responses already in the file are not asked again; a
-    half-written last line is dropped with a warning. A file that holds other items, another
-    image mode or other weights raises ValueError, or is begun anew with `if_stale="restart"`.
+    image_mode "none" asks without image placeholders, "blank" shows a grey image, "shuffled" an
+    image of another group of the same benchmark (drawn by `seed`). The model runs in the precision
+    it was loaded in. Responses already in the file are not asked again; a half-written last line is
+    dropped with a warning. A file that holds other items, another image mode or other weights
+    raises ValueError, or is begun anew with `if_stale="restart"`.
     """
     import torch
 
@@ -75,7 +81,7 @@ def evaluate(
         "weights_digest": weights_digest(model),
     }
     responses = _open_responses(Path(out_jsonl), header, if_stale)
-    images = _shuffled_images(items, seed) if image_mode == "shuffled" else {}
+    images = _replaced_images(items, image_mode, seed)
     ask = _Asker(model, processor, with_image=image_mode != "none")
     batches = _batches([ask.prepare(item, images) for item in items], batch_size)
     was_training = model.training
@@ -96,6 +102,73 @@ def evaluate(
     return [responses[item.id] for item in items]
 
 
+def option_likelihoods(
+    model, processor, items: list[Item], *, batch_size: int = 64, image_mode: str = "image"
+) -> list[dict]:
+    """Return per closed item how probable each of its options is as the whole answer.
+
+    Rows {"id", "prediction", "confidence", "correct", "probabilities"}: the probability of an
+    option, and of the end of the turn after it, among those of all options; nothing is generated.
+    The options are the letters where the question asks for a letter, else the texts, and yes and
+    no. Raises ValueError for an item without options.
+    """
+    import torch
+
+    candidates = {item.id: _candidates(item) for item in items}
+    ask = _Asker(model, processor, with_image=image_mode != "none")
+    images = _replaced_images(items, image_mode, seed=0)
+    rows = []  # (prompt, candidate, its tokens)
+    for item in items:
+        prompt = ask.prepare(item, images)
+        for text in candidates[item.id]:
+            ids = ask.tokenizer(text, add_special_tokens=False)["input_ids"]
+            rows.append((prompt, text, [*ids, ask.end]))
+    rows.sort(key=lambda row: (len(row[2]), len(row[0]["ids"]), row[0]["item"].id))
+    found = defaultdict(dict)  # item id -> candidate -> log probability
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                most = max(len(ids) for _, _, ids in batch)
+                inputs = ask.inputs([{**p, "ids": p["ids"] + ids} for p, _, ids in batch])
+                positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+                logits = model(**inputs, position_ids=positions, logits_to_keep=most + 1).logits
+                log_p = logits[:, :-1].float().log_softmax(-1)  # (B, most, V): of the next token
+                for (prompt, text, ids), row in zip(batch, log_p, strict=True):
+                    wanted = torch.tensor(ids, device=row.device)
+                    said = row[-len(ids) :].gather(1, wanted[:, None]).sum()
+                    found[prompt["item"].id][text] = float(said)
+    finally:
+        model.train(was_training)
+    return [_most_likely(item, candidates[item.id], found[item.id]) for item in items]
+
+
+def _candidates(item: Item) -> tuple[str, ...]:
+    if item.kind == "yes/no":
+        return {"en": ("yes", "no"), "zh": ("是", "否")}[item.language]
+    if not item.options:
+        raise ValueError(f"item {item.id} of kind {item.kind!r} has no options to compare")
+    by_letter = item.question.rstrip().endswith(LETTER[item.language])
+    return tuple(LETTERS[: len(item.options)]) if by_letter else item.options
+
+
+def _most_likely(item: Item, candidates: tuple[str, ...], log_p: dict[str, float]) -> dict:
+    values = np.array([log_p[text] for text in candidates])
+    shares = np.exp(values - values.max())
+    shares /= shares.sum()
+    best = candidates[int(shares.argmax())]
+    result = score(item, best)
+    return {
+        "id": item.id,
+        "prediction": result["prediction"],
+        "confidence": float(shares.max()),
+        "correct": result["correct"],
+        "probabilities": dict(zip(candidates, map(float, shares), strict=True)),
+    }
+
+
 class _Asker:
     """Prompts and image pixels of one model; every distinct image is preprocessed once."""
 
@@ -108,6 +181,8 @@ class _Asker:
         self.image_size = vision.image_size
         self.tokens_per_image = (vision.image_size // vision.patch_size) ** 2
         self.end = self.tokenizer.convert_tokens_to_ids(chat.TURN_END)
+        padding = self.tokenizer.pad_token_id
+        self.pad = self.end if padding is None else padding
         self.pixels = {}  # encoded image -> (3, S, S) uint8
 
     def prepare(self, item: Item, replaced: dict) -> dict:
@@ -120,14 +195,14 @@ class _Asker:
         limit = MAX_NEW_TOKENS.get(item.kind, _OTHER_KINDS_MAX_NEW_TOKENS)
         return {"item": item, "images": images, "ids": ids, "limit": limit}
 
-    def __call__(self, batch: list[dict]) -> list[dict]:
+    def inputs(self, batch: list[dict]) -> dict:
+        """Left-padded ids and mask (B, T), and the pixels of all images (N, 3, S, S)."""
         import torch
 
         device = self.model.device
         width = max(len(p["ids"]) for p in batch)  # T
-        pad = self.end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         # Left padding: every row's answer begins at the same position.
-        padded = [[pad] * (width - len(p["ids"])) + p["ids"] for p in batch]
+        padded = [[self.pad] * (width - len(p["ids"])) + p["ids"] for p in batch]
         mask = [[0] * (width - len(p["ids"])) + [1] * len(p["ids"]) for p in batch]
         inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
         pixels = [self._pixels(image) for p in batch for image in p["images"]]
@@ -135,18 +210,24 @@ class _Asker:
         if pixels:
             normal = self.chat.normalize_pixels(torch.stack(pixels).to(device))
             inputs["pixel_values"] = normal.to(self.model.dtype)  # (N, 3, S, S)
+        return inputs
+
+    def __call__(self, batch: list[dict]) -> list[dict]:
+        inputs = self.inputs(batch)
         generated = self.model.generate(
             **inputs,
             max_new_tokens=batch[0]["limit"],
             do_sample=False,
             use_cache=True,
             eos_token_id=self.end,
-            pad_token_id=pad,
-        )[:, width:].tolist()
+            pad_token_id=self.pad,
+        )[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._response(p, ids) for p, ids in zip(batch, generated, strict=True)]
 
     def _pixels(self, image: bytes):
         if image not in self.pixels:
+            if len(self.pixels) >= MOST_PIXELS:
+                del self.pixels[next(iter(self.pixels))]  # the oldest
             self.pixels[image] = self.chat.square_image(image, self.image_size)
         return self.pixels[image]
 
@@ -185,6 +266,16 @@ def _image_groups(items) -> dict:
     for item in items:
         groups[item.benchmark][item.group].update(dict.fromkeys(item.images))
     return {benchmark: groups[benchmark] for benchmark in sorted(groups)}
+
+
+def _replaced_images(items: list[Item], image_mode: str, seed: int) -> dict:
+    """(benchmark, image) -> the image shown instead."""
+    if image_mode == "shuffled":
+        return _shuffled_images(items, seed)
+    if image_mode == "blank":
+        blank = to_png(np.full((8, 8), 128, np.uint8))
+        return {(item.benchmark, image): blank for item in items for image in item.images}
+    return {}
 
 
 def _shuffled_images(items, seed: int) -> dict:
