@@ -179,7 +179,8 @@ class _Asker:
         self.chat = chat
         vision = model.config.vision_config
         self.image_size = vision.image_size
-        self.tokens_per_image = (vision.image_size // vision.patch_size) ** 2
+        patches = (vision.image_size // vision.patch_size) ** 2
+        self.tokens_per_image = getattr(model.config, "tokens_per_image", patches)
         self.end = self.tokenizer.convert_tokens_to_ids(chat.TURN_END)
         padding = self.tokenizer.pad_token_id
         self.pad = self.end if padding is None else padding
