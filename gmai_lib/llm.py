@@ -81,13 +81,13 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One reply that is wanted, as JSON."""
+    """One reply that is wanted: as JSON of a form, or as plain text."""
 
     id: str  # of what it is about; equal messages about two things are two requests
     messages: list[dict]  # as the chat API takes them
     name: str  # of the form
-    schema: dict  # JSON schema of the reply
-    fault: Callable[[str], str]  # reply -> why it cannot be used ("what: detail"), or ""
+    schema: dict | None = None  # JSON schema of the reply; None for plain text
+    fault: Callable[[str], str] = lambda reply: ""  # why it cannot be used ("what: detail"), or ""
 
 
 @dataclass(kw_only=True)
@@ -227,17 +227,17 @@ class Asker:
         """Ask once; return a journal entry, or {"error"} where no reply came."""
         import openai
 
-        endpoint = self.endpoint
+        endpoint, form = self.endpoint, {}
+        if request.schema is not None:
+            schema = {"name": request.name, "strict": True, "schema": request.schema}
+            form = {"response_format": {"type": "json_schema", "json_schema": schema}}
         try:
             reply = client.chat.completions.create(
                 model=endpoint.model,
                 messages=request.messages,
                 max_tokens=endpoint.max_tokens,
                 temperature=endpoint.temperature,
-                response_format={
-                    "type": "json_schema",
-                    "json_schema": {"name": request.name, "strict": True, "schema": request.schema},
-                },
+                **form,
             )
         except (
             openai.AuthenticationError,

@@ -176,6 +176,27 @@ def test_likelihoods_are_those_of_the_options_alone_whatever_the_batch(tiny, tmp
         option_likelihoods(model, processor, demo_items(kinds=("open",)))
 
 
+def test_any_model_of_the_hub_answers_as_its_processor_asks(tiny, tmp_path):
+    """The exported checkpoint is a plain LLaVA: asked the general way it says the same."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from gmai_lib.model import weights
+
+    model, processor = tiny
+    weights.export_llava(model, processor, tmp_path / "llava")
+    llava = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava")
+    general = AutoProcessor.from_pretrained(tmp_path / "llava")
+    items = demo_items()
+    for mode in ("image", "none"):
+        ours = run.evaluate(
+            model, processor, items, out_jsonl=tmp_path / f"a-{mode}", image_mode=mode
+        )
+        theirs = run.evaluate(
+            llava, general, items, out_jsonl=tmp_path / f"b-{mode}", image_mode=mode
+        )
+        assert ours == theirs and len({row["response"] for row in ours}) > 1
+
+
 def test_a_killed_run_goes_on_and_gives_the_same(tiny, tmp_path, monkeypatch):
     items, path = demo_items(), tmp_path / "a.jsonl"
     whole = evaluate(*tiny, items, out_jsonl=tmp_path / "whole.jsonl", batch_size=4)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmai_lib.dataset.images import to_png
+from gmai_lib.dataset.images import decode, to_png
 from gmai_lib.dataset.phrases import LETTER
 from gmai_lib.evaluation.extraction import LETTERS
 from gmai_lib.evaluation.items import Item
@@ -60,6 +60,9 @@ def evaluate(
 ) -> list[dict]:
     """Return one response per item, in the order of `items`; append them to `out_jsonl` on the way.
 
+    `model` is one of this project, with the preprocessing of training, or any
+    AutoModelForImageTextToText with its own AutoProcessor and chat template.
+
     image_mode "none" asks without image placeholders, "blank" shows a grey image, "shuffled" an
     image of another group of the same benchmark (drawn by `seed`). The model runs in the precision
     it was loaded in. Responses already in the file are not asked again; a half-written last line is
@@ -81,8 +84,10 @@ def evaluate(
         "weights_digest": weights_digest(model),
     }
     responses = _open_responses(Path(out_jsonl), header, if_stale)
-    images = _replaced_images(items, image_mode, seed)
-    ask = _Asker(model, processor, with_image=image_mode != "none")
+    images = replaced_images(items, image_mode, seed)
+    own = getattr(model.config, "model_type", "") == "gmai_vl"
+    kind = _Asker if own else _ProcessorAsker
+    ask = kind(model, processor, with_image=image_mode != "none")
     batches = _batches([ask.prepare(item, images) for item in items], batch_size)
     was_training = model.training
     model.eval()
@@ -116,7 +121,7 @@ def option_likelihoods(
 
     candidates = {item.id: _candidates(item) for item in items}
     ask = _Asker(model, processor, with_image=image_mode != "none")
-    images = _replaced_images(items, image_mode, seed=0)
+    images = replaced_images(items, image_mode, seed=0)
     rows = []  # (prompt, candidate, its tokens)
     for item in items:
         prompt = ask.prepare(item, images)
@@ -248,6 +253,52 @@ class _Asker:
         }
 
 
+class _ProcessorAsker(_Asker):
+    """The same of any AutoModelForImageTextToText: its processor makes prompts and pixels."""
+
+    def __init__(self, model, processor, *, with_image: bool):
+        self.model, self.processor, self.with_image = model, processor, with_image
+        self.tokenizer = processor.tokenizer
+        self.tokenizer.padding_side = "left"  # every row's answer begins at the same position
+        ends = model.generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        self.end = ends if isinstance(ends, int) else ends[0]
+        self.ends = {ends} if isinstance(ends, int) else set(ends)
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.end)
+        self.pad = self.tokenizer.pad_token_id
+
+    def prepare(self, item: Item, replaced: dict) -> dict:
+        """Render the chat template of the model for one item; see `_Asker.prepare`."""
+        images = item.images if self.with_image else ()
+        images = tuple(replaced.get((item.benchmark, image), image) for image in images)
+        content = [{"type": "image"}] * len(images) + [{"type": "text", "text": item.question}]
+        turns = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        limit = MAX_NEW_TOKENS.get(item.kind, _OTHER_KINDS_MAX_NEW_TOKENS)
+        return {"item": item, "images": images, "ids": ids, "limit": limit, "text": text}
+
+    def inputs(self, batch: list[dict]) -> dict:
+        """What the processor makes of the batch, its float tensors in the model's precision."""
+        from PIL import Image
+
+        shown = [[Image.fromarray(decode(i)).convert("RGB") for i in p["images"]] for p in batch]
+        images = [pictures for pictures in shown if pictures] or None
+        options = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
+        made = self.processor(images=images, text=[p["text"] for p in batch], **options)
+        made = made.to(self.model.device)
+        return {
+            name: value.to(self.model.dtype) if value.is_floating_point() else value
+            for name, value in made.items()
+        }
+
+    def _response(self, prompt: dict, ids: list[int]) -> dict:
+        place = next((n for n, token in enumerate(ids) if token in self.ends), None)
+        ids = ids if place is None else [*ids[:place], self.end]
+        return super()._response(prompt, ids)
+
+
 def _batches(prompts: list[dict], batch_size: int):
     """Yield batches of one token limit and similar length (short answers do not wait for long)."""
     prompts = sorted(prompts, key=lambda p: (p["limit"], len(p["ids"]), p["item"].id))
@@ -269,8 +320,8 @@ def _image_groups(items) -> dict:
     return {benchmark: groups[benchmark] for benchmark in sorted(groups)}
 
 
-def _replaced_images(items: list[Item], image_mode: str, seed: int) -> dict:
-    """(benchmark, image) -> the image shown instead."""
+def replaced_images(items: list[Item], image_mode: str, seed: int) -> dict:
+    """Return (benchmark, image) -> the image shown instead, for a mode of IMAGE_MODES."""
     if image_mode == "shuffled":
         return _shuffled_images(items, seed)
     if image_mode == "blank":
