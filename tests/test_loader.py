@@ -292,6 +292,8 @@ def test_ranks_share_one_order(store):
         assert whole.label_tokens == labels == parts[0].label_tokens
         assert whole.tokens == sum(len(pack) for pack in _tokens(whole))
         assert whole.images == sum(len(b["pixels"]) for b in whole.micro_batches)
+        cells = sum(b["input_ids"].numel() for b in whole.micro_batches)
+        assert whole.padded_tokens == parts[0].padded_tokens == cells
     assert whole.epoch > 0
 
 

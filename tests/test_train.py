@@ -522,6 +522,7 @@ def test_a_jump_of_the_loss_stops_the_run():
     assert guard.objection(2.9) is None  # the eighth: from now on there is a median
     assert guard.objection(2.9) is None
     assert "loss 3.100 is more than 3 times the median 1.000 of the last 9" in guard.objection(3.1)
+    assert metrics.Guard(stage, [0.01] * 9).objection(0.9) is None  # less than a nat
     assert guard.objection(float("nan")) == "loss is nan"
     assert metrics.Guard(stage, []).objection(1e6) is None  # nothing to compare with
     assert metrics.Guard(stage, []).objection(float("inf")) == "loss is inf"

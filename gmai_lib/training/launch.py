@@ -311,7 +311,7 @@ def fingerprint(folder: Path) -> str:
 def code_fingerprint() -> str:
     """Return a hash of the sources a trained checkpoint depends on."""
     package = PACKAGE_ROOT / "gmai_lib"
-    names = ("packing", "loader", "train")
+    names = ("packing", "store", "loader", "train")
     files = [*package.glob("model/*.py"), *(package / f"training/{name}.py" for name in names)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 

@@ -23,6 +23,7 @@ from gmai_lib.training import flops, launch
 FINAL_STEPS = 10  # whose mean loss is the stage's final loss
 RECENT = 32  # steps whose median a loss is compared with
 FEWEST = 8  # steps before a jump can be told from the start
+SMALLEST_JUMP = 1.0  # nats; near zero a loss may be many times its median and mean nothing
 KINDS = ("subset", "language")  # of samples, whose losses are shown apart
 WORST = 5  # samples named when a run is stopped
 
@@ -115,7 +116,7 @@ class Guard:
             return f"loss is {loss}"
         if len(self.recent) >= FEWEST:
             usual = statistics.median(self.recent)
-            if loss > self.stage.max_loss_jump * usual:
+            if loss > max(self.stage.max_loss_jump * usual, usual + SMALLEST_JUMP):
                 return (
                     f"loss {loss:.3f} is more than {self.stage.max_loss_jump:g} times the median "
                     f"{usual:.3f} of the last {len(self.recent)} steps"
