@@ -21,11 +21,8 @@ from gmai_lib.evaluation.extraction import (
     extract_label,
     extract_number,
     extract_yes_no,
-    free_text,
-    is_refusal,
-    list_items,
-    normalise,
 )
+from gmai_lib.evaluation.wording import free_text, is_refusal, list_items, normalise
 
 
 def iou(a: tuple, b: tuple) -> float:
