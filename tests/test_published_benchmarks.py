@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,22 @@ def test_vqa_rad_takes_its_test_questions_from_the_one_list_and_from_a_test_file
     assert set(hub.unexpected) == {"all", "closed=yes/no"}, "Parquet does not say the answer type"
 
 
+def test_path_vqa_is_read_from_its_pickle_which_may_hold_plain_values_only(tmp_path):
+    row = {"question_id": 100422000, "img_id": "test_0422", "sent": "is it liver?"}
+    row |= {"label": {"no": 1}, "answer_type": "yes/no", "question_type": "is"}
+    root = tmp_path / "pvqa"
+    put(root / "qas/test_vqa.pkl", pickle.dumps([row]))
+    put(root / "images/test/test_0422.jpg", picture(1, "JPEG"))
+    (item,) = read("path_vqa", root).items
+    assert (item.id, item.answer, item.kind) == ("path_vqa#100422000", "no", "yes/no")
+    put(root / "qas/test_vqa.pkl", pickle.dumps([Path("/etc")]))
+    with pytest.raises(ValueError, match=r"test_vqa\.pkl is no pickle of plain .*it wants pathlib"):
+        read("path_vqa", root)
+    put(root / "qas/test_vqa.pkl", b"<html>")
+    with pytest.raises(ValueError, match="is no pickle of plain"):
+        read("path_vqa", root)
+
+
 def test_slake_is_one_language_at_a_time(tmp_path):
     root = made("slake_en", tmp_path)
     english, chinese = (read(f"slake_{x}", root).items for x in ("en", "zh"))
@@ -502,6 +519,7 @@ def test_fetch_says_where_each_is_obtained_and_what_is_there(tmp_path, capsys):
     said = capsys.readouterr().out
     for benchmark in BENCHMARKS:
         assert benchmark.homepage in said and benchmark.license in said
+    assert "hf download BoKelvin/SLAKE --repo-type dataset --local-dir slake_en" in said
     assert "vqa_rad: 3 items in" in said and "3 items of all, published are 451" in said
     assert "not in" in said and "slake_zh" in said.splitlines()[-1]
     assert fetch.main([str(tmp_path / "nowhere")]) == 1

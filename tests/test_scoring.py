@@ -3,11 +3,13 @@
 import os
 import random
 import string
+import time
 
 import pytest
 
 from gmai_lib.evaluation import scoring
 from gmai_lib.evaluation.items import Item
+from gmai_lib.evaluation.peers import tricky_answers
 
 PLACES = (
     "upper left", "upper center", "upper right", "middle left", "center", "middle right",
@@ -363,6 +365,17 @@ def test_scores_stay_within_bounds_on_any_text():
             result = scoring.score(asked, response)
             assert all(0.0 <= value <= 1.0 for value in result["measures"].values()), response
             assert result["prediction"] is not None or result["correct"] == 0.0, response
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_answers_are_scored_in_a_minute():
+    rng = random.Random(0)
+    answers = rng.choices(tricky_answers(), k=10_000)
+    said = [(a.item, f"{a.response} case {rng.randrange(10**9)}") for a in answers]  # no repeats
+    start = time.process_time()
+    for asked, response in said:
+        scoring.score(asked, response)
+    assert time.process_time() - start < 6
 
 
 def test_the_score_does_not_depend_on_the_environment(monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from gmai_lib.evaluation import extraction, peers, scoring
+from gmai_lib.evaluation import extraction, peers, scoring, wording
 from gmai_lib.evaluation.extraction import LETTERS
 from gmai_lib.evaluation.items import KINDS
 
@@ -229,7 +229,7 @@ def f1_and_recall_are_swapped(monkeypatch):
 
 
 def units_are_ignored(monkeypatch):
-    monkeypatch.setattr(extraction, "_MEASURE", extraction.re.compile(r"(?!)()()"))
+    monkeypatch.setattr(wording, "_MEASURE", wording.re.compile(r"(?!)()()"))
 
 
 def the_order_of_the_options_decides(monkeypatch):
@@ -260,10 +260,10 @@ BUGS = [
 @pytest.mark.parametrize("plant", BUGS, ids=lambda plant: plant.__name__)
 def test_a_planted_bug_fails_the_corpus_or_a_property(plant, monkeypatch):
     plant(monkeypatch)
-    for cache in (extraction.normalise, extraction.strip_tags, extraction.list_items):
+    for cache in (wording.normalise, wording.strip_tags, wording.list_items):
         cache.cache_clear()
     found = all_failures()
-    for cache in (extraction.normalise, extraction.strip_tags, extraction.list_items):
+    for cache in (wording.normalise, wording.strip_tags, wording.list_items):
         cache.cache_clear()
     assert found
 

@@ -14,6 +14,20 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from gmai_lib.evaluation.wording import (
+    CHINESE,
+    CHINESE_NUMBER,
+    CLAUSE_END,
+    MEASURE_WORD,
+    NUMBER_WORDS,
+    TENS,
+    chinese_number,
+    is_refusal,
+    normalise,
+    statements,
+    strip_tags,
+)
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -21,167 +35,12 @@ def _words(text: str, between: str | None = None) -> frozenset[str]:
     return frozenset(text.split(between))
 
 
-# --- the text of a response -------------------------------------------------------------------
+# --- denial -----------------------------------------------------------------------------------
 
-_MARKUP = re.compile(
-    r"</?(?:ref|answer)>|<image>|<\|[^|>]*\|>|\*\*|__|`{1,3}"
-    r"|(?m:^\s*(?:#+\s+|>\s+(?=[^\W\d])|[-*•]\s+|\d+[.)]\s+(?=[^\W\d])))"
-)
-_TITLES = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof)\.?\s+(?:[A-Z]\.\s*)*(?=[A-Z])")
-_QUESTION = re.compile(r"[^.!?。\n]*\?|^\s*(?:q|question|问)\s*:\s*", re.IGNORECASE)
-_ASKED_TO = re.compile(r"\b(?:answer|reply) briefly\.?|请简短回答。?", re.IGNORECASE)
-
-
-@lru_cache(maxsize=65536)
-def strip_tags(text: str) -> str:
-    """Return what a response says, NFKC: up to <|im_end|>, without reasoning, tags and markdown.
-
-    <think> goes with its content, <box> with its numbers; of several \\boxed{} or <answer> the last
-    one is what was said.
-    """
-    text = unicodedata.normalize("NFKC", text.split("<|im_end|>")[0])
-    text = re.sub(r"<think>.*?(?:</think>|$)", " ", text, flags=re.DOTALL)
-    text = re.sub(r"<box>.*?(?:</box>|$)", " ", text, flags=re.DOTALL)
-    text = re.sub(r"\\text\{([^}]*)\}", r"\1", text)
-    final = re.findall(r"\\boxed\{([^}]*)\}|<answer>(.*?)</answer>", text, flags=re.DOTALL)
-    final = ["".join(pair) for pair in final]
-    final += re.findall(r"\{\s*\"(?:final_)?answer\"\s*:\s*\"([^\"]*)\"\s*\}", text)
-    text = final[-1] if final else text
-    return _MARKUP.sub(" ", text).strip()
-
-
-def _statements(text: str, question: str = "") -> str:
-    """The text without questions: who repeats a question has not answered it."""
-    asked = unicodedata.normalize("NFKC", question).strip(" ?\n").casefold()
-    if asked and text.strip(" ?.\n").casefold() == asked:
-        return ""
-    if asked and "?" not in question and text.casefold().startswith(asked):
-        text = text[len(asked) :]
-    return _ASKED_TO.sub(" ", _QUESTION.sub(" ", text)).strip()
-
-
-# --- the comparable form of an answer ---------------------------------------------------------
-
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen"
-)
-_NUMBER_WORDS = {word: n for n, word in enumerate(_SMALL.split())}
-_TENS = dict(twenty=20, thirty=30, forty=40, fifty=50, sixty=60, seventy=70, eighty=80, ninety=90)
-_CHINESE_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
-_CHINESE_PLACES = {"十": 10, "百": 100, "千": 1000}
-_CHINESE_NUMBER = "[零〇一二两三四五六七八九十百千]+"
-_MEASURE_WORD = "[个枚颗处只根条块名例粒张]"
-
-# Unit -> (what it is written as, factor): lengths as mm, masses as mg.
-_UNITS = (
-    (re.compile(r"(?:cm|centi(?:meter|metre)s?|厘米)"), "mm", 10),
-    (re.compile(r"(?:mm|milli(?:meter|metre)s?|毫米)"), "mm", 1),
-    (re.compile(r"(?:mg|milligrams?|毫克)"), "mg", 1),
-    (re.compile(r"(?:g|grams?|克)"), "mg", 1000),
-    (re.compile(r"(?:%|per ?cent)"), "percent", 1),
-)
-_MEASURE = re.compile(
-    r"(\d+(?:\.\d+)?)[ -]?(" + "|".join(u.pattern for u, _, _ in _UNITS) + r")(?![a-z])"
-)
-# Applied in this order to lower-case text without punctuation, to gold and response alike.
-_SYNONYMS = tuple(
-    (re.compile(rf"\b(?:{pattern})\b"), replacement)
-    for pattern, replacement in (
-        (r"magnetic resonance(?: imaging| image| scan)?|mri(?: scan)?|mr (?:imaging|scan)", "mr"),
-        (r"optical coherence tomography", "oct"),
-        (r"positron emission tomography|pet scan", "pet"),
-        (r"computed tomography(?: scan)?|computerized tomography|cat scan|ct scan", "ct"),
-        (r"(?:plain film )?x ?rays?|plain (?:film|radiograph)|radiographs?|xr", "xray"),
-        (r"ultrasonography|sonography|sonogram|ultrasound scan", "ultrasound"),
-        (r"fundus (?:photograph|photography|photo|image)", "fundus"),
-        (r"dermatoscopy", "dermoscopy"),
-        (r"centre|central", "center"),
-        (r"top", "upper"),
-        (r"bottom", "lower"),
-        (r"(left|right) (?:hand )?sided?", r"\1"),
-        (r"(left|right) (upper|lower|middle)", r"\2 \1"),
-        (r"(upper|lower) middle", r"\1 center"),
-        (r"center (left|right)", r"middle \1"),
-        (r"middle center|center middle|center center|middle middle", "center"),
-        (r"in middle(?: of (?:image|picture))?$", "in center"),
-        (r"haemorrhage", "hemorrhage"),
-        (r"oedema", "edema"),
-        (r"tumou?r(s?)", r"tumor\1"),
-        (r"(?:greater|larger|bigger) than", "more than"),
-        (r"(?:smaller|fewer) than", "less than"),
-    )
-)
-_CHINESE_SYNONYMS = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"核?磁共振(?:成像)?", "mr"),
-        (r"x ?[线光](?:片|图像)?", "xray"),
-        (r"b超", "超声"),
-        (r"([左右])[边方]", r"\1侧"),
-        (r"^在?([左右])$", r"\1侧"),
-        (r"(?:未见|没有|无)(?:明显|任何)?异常", "未见异常"),
-    )
-)
-_CHINESE = re.compile(r"[一-鿿]")
-
-
-@lru_cache(maxsize=65536)  # options and references come up again and again
-def normalise(text: str) -> str:
-    """Return the comparable form of an answer.
-
-    NFKC, lower case, no tags, punctuation or articles; number words as digits, lengths in mm and
-    masses in mg, "<" and ">" as words; the synonyms unified; one blank between words and none
-    between Chinese characters.
-    """
-    text = strip_tags(text)
-    # "Hepatitis A" has no article: a capital A is one only at the beginning of a sentence.
-    text = re.sub(r"\b(?:[Tt]he|THE|an?|An|AN)\s+(?=\w)|(?:^|(?<=[.!?]\s))A\s+(?=\w)", "", text)
-    text = re.sub(r"n't\b", " not", text.casefold().replace("can't", "can not"))
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    text = re.sub(r"<\s*(?=\d)", " less than ", text)
-    text = re.sub(r">\s*(?=\d)", " more than ", text)
-    text = re.sub(r"(?:(?<=[\s(:])|^)-(?=\d)", " minus ", text)
-    text = re.sub(r"(?<=[a-z0-9])\+", " positive", text)  # HER2+
-    text = re.sub(r"(?<=[a-z0-9])-(?=\s*$)", " negative", text)
-    text = re.sub(r"\d+\.\d+", lambda n: n.group().rstrip("0").rstrip("."), text)  # 2.0, 1.50
-    text = re.sub(rf"{_CHINESE_NUMBER}(?={_MEASURE_WORD})", _as_digits, text)
-    text = _MEASURE.sub(_in_base_unit, text)
-    text = re.sub(r"\.(?!\d)|(?<!\d)\.|[^\w\s.]|_", " ", text)
-    text = " ".join(str(_NUMBER_WORDS.get(word, word)) for word in text.split())
-    for pattern, replacement in _SYNONYMS:
-        text = pattern.sub(replacement, text)
-    if _CHINESE.search(text):
-        text = re.sub(r"(?<=[一-鿿]) +(?=[一-鿿])", "", text)
-        for pattern, replacement in _CHINESE_SYNONYMS:
-            text = pattern.sub(replacement, text)
-    return text
-
-
-def _as_digits(match: re.Match) -> str:
-    value = _chinese_number(match.group())
-    return match.group() if value is None else str(value)
-
-
-def _in_base_unit(match: re.Match) -> str:
-    name, factor = next((n, f) for unit, n, f in _UNITS if unit.fullmatch(match.group(2)))
-    return f" {float(match.group(1)) * factor:g}{name} "
-
-
-# --- refusal and denial -----------------------------------------------------------------------
-
-_REFUSAL = re.compile(
-    r"\b(?:can ?not|can't|could ?n[o']t|unable|do ?n[o']t know|not (?:sure|certain|possible)|"
-    r"unsure|uncertain|unclear|unknown|sorry|impossible|indeterminate|n/a)\b"
-    r"|无法|不确定|不能确定|不知道|不清楚|难以|抱歉|未知"
-)
 # What undoes even a leading "yes" or "no": the speaker cannot tell, not "I cannot see a nodule".
 _CANNOT_TELL = re.compile(
     r"\b(?:can ?not|unable to|not able to) (?:tell|say|determine|answer|assess|judge|diagnose|help|"
     r"(?:see|view|open) (?:the|any|an) image)\b"
-)
-_CLAUSE_END = re.compile(
-    r"[;!?；！？。，\n]|:(?=\s)|,(?!\d{3}\b)|\.(?=\s|$)|\b(?:but|however)\b|而是|而在|但"
 )
 _DENIED_BEFORE = re.compile(
     r"\b(?:no|not|non|without|never|neither|nor|absence of|negative for|free of|rules? out|"
@@ -193,11 +52,6 @@ _DENIED_AFTER = re.compile(
     r"|^ ?not (?:seen|present|visible|identified|found|likely)\b"
     r"|^(?:不|未见|没有)"
 )
-
-
-def is_refusal(text: str) -> bool:
-    """Tell whether the text says that it does not answer."""
-    return bool(_REFUSAL.search(unicodedata.normalize("NFKC", text).casefold()))
 
 
 # --- yes or no --------------------------------------------------------------------------------
@@ -259,7 +113,7 @@ def extract_yes_no(text: str, question: str = "") -> str | None:
     What is announced as the answer goes before the rest; two different answers give None.
     """
     text = strip_tags(text).casefold().replace("can't", "can not").translate(_TRADITIONAL)
-    text = _statements(re.sub(r"n't\b", " not", text), question)
+    text = statements(re.sub(r"n't\b", " not", text), question)
     question = unicodedata.normalize("NFKC", question).casefold()
     parts = _ANSWER.split(text)
     announced = [_yes_no_of(part, question) for part in parts[1:]]
@@ -316,7 +170,7 @@ def _restated(text: str, question: str) -> str | None:
     """Polarity of a sentence that says again what was asked."""
     if not question or not text.strip():
         return None
-    read = _restated_chinese if _CHINESE.search(text) else _restated_english
+    read = _restated_chinese if CHINESE.search(text) else _restated_english
     return read(text, question)
 
 
@@ -359,6 +213,7 @@ def _restated_chinese(text: str, question: str) -> str | None:
 
 # --- one of several options -------------------------------------------------------------------
 
+_TITLES = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof)\.?\s+(?:[A-Z]\.\s*)*(?=[A-Z])")
 _NOT_A_LETTER = re.compile(  # capitals that are part of a name
     r"\b[A-Z]\. (?:coli|difficile|pylori|aureus|albicans|pneumoniae|faecalis|fragilis)\b"
     r"|B超|C臂|维生素 ?[A-Z]|[A-Z][型级]"
@@ -402,7 +257,7 @@ def extract_choice(text: str, options: tuple[str, ...]) -> str | None:
     text is another option give None.
     """
     letters = LETTERS[: len(options)]
-    text = _TITLES.sub("", _statements(strip_tags(text)))
+    text = _TITLES.sub("", statements(strip_tags(text)))
     forms = _forms(options, letters)
     parts = _ANSWER.split(text)
     announced = " ; ".join(parts[1:] or _CHOSEN.split(text)[1:]).strip()
@@ -464,7 +319,7 @@ def _letters_in(text: str, forms: dict[str, str]) -> set[str]:
             normal = f" {normalise(line)} "
             said |= {x for form, x in forms.items() if f" {x.lower()} {form} " in normal}
         line = re.sub(r"(^|[.;]\s+)([A-Za-z])[.:](?=\s+\S)", r"\1(\2)", line)
-        for clause in _CLAUSE_END.split(line):
+        for clause in CLAUSE_END.split(line):
             clause = clause.strip(" .:'\"|-*“”「」") if clause else ""
             if leading := _LEADING.match(clause):
                 denied = _OPTION_DENIED.search(leading.group(2).casefold())
@@ -484,7 +339,7 @@ def _letters_of_clause(clause: str) -> set[str]:
         named += re.findall(r"\b[A-Za-z]\b", one.group(1)) if one else []
     for pair in re.findall(r"\b([A-Z])\s*(?:or|and|/|&|\+)\s*([A-Z])\b", clause):
         named += pair
-    if _CHINESE.search(clause):
+    if CHINESE.search(clause):
         named += re.findall(r"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9])", clause)
     return {letter.upper() for letter in named}
 
@@ -506,7 +361,7 @@ def extract_label(text: str, options: tuple[str, ...]) -> str | None:
             negatives[denied.group(1)] = option
     wanted = sorted({**negatives, **forms}, key=len, reverse=True)
     affirmed = set()
-    for clause in _CLAUSE_END.split(_statements(text)):
+    for clause in CLAUSE_END.split(statements(text)):
         clause = normalise(clause)
         for form in wanted:
             pattern = _pattern_of(form)
@@ -522,7 +377,7 @@ def extract_label(text: str, options: tuple[str, ...]) -> str | None:
 
 @lru_cache(maxsize=65536)
 def _pattern_of(form: str) -> re.Pattern:
-    if _CHINESE.search(form):
+    if CHINESE.search(form):
         return re.compile(re.escape(form))
     return re.compile(rf"(?<![a-z0-9.]){re.escape(form)}(?:e?s)?(?![a-z0-9]|\.\d)")
 
@@ -554,11 +409,11 @@ def extract_number(text: str) -> int | None:
     Bounds ("more than 3"), measures ("5 mm"), fractions and two different numbers give None; a
     denied number ("3, not 2") does not count.
     """
-    text = _statements(strip_tags(text)).casefold()
+    text = statements(strip_tags(text)).casefold()
     if is_refusal(text) or _VAGUE.search(text):
         return None
     found = set()
-    for clause in _CLAUSE_END.split(_DIMENSIONS.sub(" ", text)):
+    for clause in CLAUSE_END.split(_DIMENSIONS.sub(" ", text)):
         if not re.search(r"\bnot\b|不是", clause):
             found |= _numbers_in(clause)
     return found.pop() if len(found) == 1 else None
@@ -571,8 +426,8 @@ def _numbers_in(text: str) -> set[int | None]:
         found.add(int(value) if value.is_integer() else None)
     total = None
     for word in [*re.findall(r"[a-z]+", text), ""]:
-        if word in _TENS or word in _NUMBER_WORDS:
-            value = _TENS.get(word) or _NUMBER_WORDS[word]
+        if word in TENS or word in NUMBER_WORDS:
+            value = TENS.get(word) or NUMBER_WORDS[word]
             extends = total and (total % 100 == 0 or (total % 10 == 0 and value < 10))
             if total is not None and not extends:
                 found.add(total)
@@ -584,46 +439,9 @@ def _numbers_in(text: str) -> set[int | None]:
             total = None
             found |= {0} if word in ("no", "none") else set()
             found |= {1} if word in ("single", "solitary") else set()
-    alone = re.fullmatch(rf"\W*(?:答案[是为:]?)?({_CHINESE_NUMBER})\W*", text)
-    counted = re.findall(rf"(?<!第)({_CHINESE_NUMBER})(?={_MEASURE_WORD})", text)
-    found |= {_chinese_number(said) for said in counted + ([alone.group(1)] if alone else [])}
+    alone = re.fullmatch(rf"\W*(?:答案[是为:]?)?({CHINESE_NUMBER})\W*", text)
+    counted = re.findall(rf"(?<!第)({CHINESE_NUMBER})(?={MEASURE_WORD})", text)
+    found |= {chinese_number(said) for said in counted + ([alone.group(1)] if alone else [])}
     if re.search(r"没有|无|未见", text):
         found.add(0)
     return found
-
-
-def _chinese_number(text: str) -> int | None:
-    """Value of a numeral: 十二 = 12, 二十 = 20, 一百零五 = 105; None for 两三 (two or three)."""
-    total, digit = 0, None
-    for sign in text:
-        if sign in _CHINESE_PLACES:
-            total += (1 if digit is None else digit) * _CHINESE_PLACES[sign]
-            digit = None
-        elif digit is not None and digit != 0:
-            return None
-        else:
-            digit = _CHINESE_DIGITS[sign]
-    return total + (digit or 0)
-
-
-# --- free text --------------------------------------------------------------------------------
-
-_ANSWER_IS = re.compile(
-    r"^\s*(?:(?:the )?(?:final |correct |best )?answer\s*(?:is|:|=)|(?:it|this) is(?! not\b)|"
-    r"答案\s*[是为:]|这是)\s*",
-    re.IGNORECASE,
-)
-_ITEM_END = re.compile(r"\s*(?:[,;、\n/]|\band\b|和|及)\s*")
-
-
-def free_text(response: str) -> str:
-    """Return the normalised answer without the words that announce it ("The answer is ...")."""
-    return normalise(_ANSWER_IS.sub("", strip_tags(response)))
-
-
-@lru_cache(maxsize=65536)
-def list_items(text: str) -> tuple[str, ...]:
-    """Return the sorted items of a list ("liver, spleen and kidney"); () for a single thing."""
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", _ANSWER_IS.sub("", strip_tags(text)))
-    items = sorted(filter(None, (normalise(part) for part in _ITEM_END.split(text))))
-    return tuple(items) if len(items) > 1 else ()

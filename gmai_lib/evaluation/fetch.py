@@ -3,10 +3,12 @@
     python -m gmai_lib.evaluation.fetch                    # all benchmarks
     python -m gmai_lib.evaluation.fetch ~/benchmarks       # and what is there already
 
-Nothing is downloaded: the sets are large, and some want their terms read first.
+Nothing is downloaded: the sets are large, and some want their terms read first. The hub's own
+command is printed; archives are unpacked beside the files they come with.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -16,11 +18,16 @@ from gmai_lib.evaluation.published_benchmarks import BENCHMARKS, Benchmark, read
 def describe(benchmark: Benchmark) -> str:
     """Return what is needed to get one benchmark, as a paragraph."""
     files = [f"    {name}  {size}".rstrip() for name, size in benchmark.files.items()]
+    hub = re.search(r"huggingface\.co/datasets/(\S+)", benchmark.homepage)
+    command = (
+        f"hf download {hub[1]} --repo-type dataset --local-dir {benchmark.name}" if hub else ""
+    )
     return "\n".join(
         [
             f"{benchmark.name}: {benchmark.title}, split {benchmark.split}, "
             f"{benchmark.expected['all']:,} items",
             f"  from      {benchmark.homepage}",
+            *([f"  command   {command}"] if hub else []),
             f"  license   {benchmark.license}; access: {benchmark.access}",
             f"  protocol  {benchmark.protocol}",
             f"  cite      {benchmark.citation}",

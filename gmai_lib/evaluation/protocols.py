@@ -19,11 +19,12 @@ from collections import Counter
 
 import numpy as np
 
-from gmai_lib.evaluation.extraction import LETTERS, normalise
+from gmai_lib.evaluation.extraction import LETTERS
 from gmai_lib.evaluation.items import Item, question_ids_sha256
 from gmai_lib.evaluation.peers import GUESS, RULES
 from gmai_lib.evaluation.results import clustered_interval
 from gmai_lib.evaluation.scoring import score
+from gmai_lib.evaluation.wording import normalise
 from gmai_lib.llm import Asker, Request, read_json_reply
 
 STRICT, OPTION, LIKELIHOOD = "strict match", "option match", "option likelihood"

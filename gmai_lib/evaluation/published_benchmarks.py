@@ -19,6 +19,7 @@ Departs: prompts are this project's; SLAKE in both languages; MedXpertQA, MedMCQ
 
 import ast
 import csv
+import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -141,6 +142,32 @@ def _embedded_question(row: dict, where: str) -> Asked:
         answer=text_of(row, "answer"),
         images=(picture,),
         group=digest(picture),
+    )
+
+
+class _PlainPickle(pickle.Unpickler):
+    """Reads lists, dicts, texts and numbers; anything else in a pickle could run code."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it wants {module}.{name}")
+
+
+def _pickled_rows(path: Path) -> Iterator[dict]:
+    try:
+        with path.open("rb") as file:
+            rows = _PlainPickle(file).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is no pickle of plain lists and dicts ({error})") from error
+    yield from rows if isinstance(rows, list) else [rows]
+
+
+def _path_vqa(row: dict, where: str) -> Asked:
+    return Asked(
+        id=text_of(row, "question_id"),
+        question=text_of(row, "sent"),
+        answer=next(iter(row["label"]), ""),
+        images=(text_of(row, "img_id"),),
+        subsets={"answer_type": text_of(row, "answer_type")},
     )
 
 
@@ -364,10 +391,16 @@ BENCHMARKS = (
         name="path_vqa",
         title="PathVQA",
         folder="*path*vqa*",
-        layouts=(_RAD_PARQUET,),
+        layouts=(
+            _RAD_PARQUET,
+            Layout("qas/test_vqa.pkl", _path_vqa, ("images/test/{}.jpg",), _pickled_rows),
+        ),
         split="test",
         expected={"all": 6719, "closed=yes/no": 3362},
-        files={"data/test-*-of-00003-*.parquet": "3 files"},
+        files={
+            "data/test-*-of-00003-*.parquet": "3 files",
+            "or qas/test_vqa.pkl and images/test/*.jpg": "the owners' zip, other numbers",
+        },
         homepage=_HUB + "flaviagiammarino/path-vqa",
         license="MIT",  # of the collection; textbooks and PEIR keep the copyright of the images
         citation="He et al., PathVQA, arXiv 2003.10286",

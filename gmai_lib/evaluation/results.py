@@ -324,7 +324,7 @@ def clustered_interval(
     tail = np.sqrt(number / (number - 1)) * t.ppf(0.975, number - 1)
     ends = bias + np.array((-tail, tail))
     low, high = np.quantile(means, norm.cdf(bias + ends / np.maximum(1 - acceleration * ends, 0.1)))
-    return float(low), float(high)
+    return float(min(low, scores.mean())), float(max(high, scores.mean()))  # also when rounded
 
 
 @lru_cache(maxsize=64)

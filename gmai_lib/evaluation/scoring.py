@@ -20,11 +20,8 @@ from gmai_lib.evaluation.extraction import (
     extract_label,
     extract_number,
     extract_yes_no,
-    free_text,
-    is_refusal,
-    list_items,
-    normalise,
 )
+from gmai_lib.evaluation.wording import free_text, is_refusal, list_items, normalise
 from gmai_lib.grounding import extract_boxes
 
 
