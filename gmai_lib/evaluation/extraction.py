@@ -357,7 +357,7 @@ def extract_label(text: str, options: tuple[str, ...]) -> str | None:
         return forms[normalise(text)]
     negatives = {}  # what a negative option denies -> the option
     for form, option in forms.items():
-        if denied := re.match(r"(?:no|not|without|未见|没有|无) ?(.+)", form):
+        if denied := re.match(r"(?:(?:no|not|without) |未见|没有|无)(.+)", form):
             negatives[denied.group(1)] = option
     wanted = sorted({**negatives, **forms}, key=len, reverse=True)
     affirmed = set()

@@ -98,6 +98,8 @@ _SYNONYMS = tuple(
         (r"(?:smaller|fewer) than", "less than"),
     )
 )
+# One search instead of twenty for the many texts without any.
+_ANY_SYNONYM = re.compile("|".join(f"(?:{pattern.pattern})" for pattern, _ in _SYNONYMS))
 _CHINESE_SYNONYMS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -110,6 +112,7 @@ _CHINESE_SYNONYMS = tuple(
     )
 )
 CHINESE = re.compile(r"[一-鿿]")
+_DIGIT = re.compile(r"\d")
 
 
 @lru_cache(maxsize=65536)  # options and references come up again and again
@@ -124,24 +127,31 @@ def normalise(text: str) -> str:
     # "Hepatitis A" has no article: a capital A is one only at the beginning of a sentence.
     text = re.sub(r"\b(?:[Tt]he|THE|an?|An|AN)\s+(?=\w)|(?:^|(?<=[.!?]\s))A\s+(?=\w)", "", text)
     text = re.sub(r"n't\b", " not", text.casefold().replace("can't", "can not"))
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    text = re.sub(r"<\s*(?=\d)", " less than ", text)
-    text = re.sub(r">\s*(?=\d)", " more than ", text)
-    text = re.sub(r"(?:(?<=[\s(:])|^)-(?=\d)", " minus ", text)
     text = re.sub(r"(?<=[a-z0-9])\+", " positive", text)  # HER2+
     text = re.sub(r"(?<=[a-z0-9])-(?=\s*$)", " negative", text)
-    text = re.sub(r"\d+\.\d+", lambda n: n.group().rstrip("0").rstrip("."), text)  # 2.0, 1.50
-    text = re.sub(rf"{CHINESE_NUMBER}(?={MEASURE_WORD})", _as_digits, text)
-    text = _MEASURE.sub(_in_base_unit, text)
+    if CHINESE.search(text):
+        text = re.sub(rf"{CHINESE_NUMBER}(?={MEASURE_WORD})", _as_digits, text)
+    if _DIGIT.search(text):
+        text = _numbers_unified(text)
     text = re.sub(r"\.(?!\d)|(?<!\d)\.|[^\w\s.]|_", " ", text)
     text = " ".join(str(NUMBER_WORDS.get(word, word)) for word in text.split())
-    for pattern, replacement in _SYNONYMS:
-        text = pattern.sub(replacement, text)
+    if _ANY_SYNONYM.search(text):
+        for pattern, replacement in _SYNONYMS:
+            text = pattern.sub(replacement, text)
     if CHINESE.search(text):
         text = re.sub(r"(?<=[一-鿿]) +(?=[一-鿿])", "", text)
         for pattern, replacement in _CHINESE_SYNONYMS:
             text = pattern.sub(replacement, text)
     return text
+
+
+def _numbers_unified(text: str) -> str:
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"<\s*(?=\d)", " less than ", text)
+    text = re.sub(r">\s*(?=\d)", " more than ", text)
+    text = re.sub(r"(?:(?<=[\s(:])|^)-(?=\d)", " minus ", text)
+    text = re.sub(r"\d+\.\d+", lambda n: n.group().rstrip("0").rstrip("."), text)  # 2.0, 1.50
+    return _MEASURE.sub(_in_base_unit, text)
 
 
 def _as_digits(match: re.Match) -> str:
