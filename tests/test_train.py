@@ -184,6 +184,7 @@ def test_micro_batch_and_accumulation_do_not_change_the_gradient(inputs, weighti
             torch.testing.assert_close(gradient, same, rtol=1e-6, atol=1e-6 * scale + 1e-12)
 
 
+@pytest.mark.slow
 def test_micro_batch_and_accumulation_do_not_change_the_update(inputs, tmp_path):
     """The same through DeepSpeed and AdamW, in float32, without the noise (see loader.vary)."""
     moved, losses = [], []
