@@ -73,7 +73,8 @@ def test_slurm_script_asks_for_the_machines_and_is_valid_shell(tmp_path):
 
 
 @pytest.mark.slow
-def test_slurm_script_trains_where_srun_starts_one_task(run_file, tmp_path):
+def test_slurm_script_trains_where_srun_starts_one_task(run_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "PORT", launch.free_port())
     for name, body in (("scontrol", "echo 127.0.0.1"), ("srun", 'shift; exec "$@"')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -85,10 +86,9 @@ def test_slurm_script_trains_where_srun_starts_one_task(run_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_trains(run_file):
+def test_torchrun_trains(run_file, monkeypatch):
+    monkeypatch.setattr(cluster, "PORT", launch.free_port())
     command = cluster.torchrun(run_file, nodes=1, gpus=2, node_rank="0", master="127.0.0.1")
-    port = command.index("--master-port") + 1
-    command[port] = str(launch.free_port())
     _finish(command, environment={}, out=run_file.parent)
 
 

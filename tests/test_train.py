@@ -184,6 +184,7 @@ def test_micro_batch_and_accumulation_do_not_change_the_gradient(inputs, weighti
             torch.testing.assert_close(gradient, same, rtol=1e-6, atol=1e-6 * scale + 1e-12)
 
 
+@pytest.mark.slow
 def test_micro_batch_and_accumulation_do_not_change_the_update(inputs, tmp_path):
     """The same through DeepSpeed and AdamW, in float32, without the noise (see loader.vary)."""
     moved, losses = [], []
@@ -528,15 +529,17 @@ def test_a_jump_of_the_loss_stops_the_run():
     assert metrics.Guard(stage, []).objection(float("inf")) == "loss is inf"
 
 
-def test_checkpointing_keeps_less_for_the_backward_pass(inputs):
+def test_checkpointing_keeps_less_and_sends_no_gradient_into_frozen_parts(inputs):
     model, processor = weights.load_checkpoint(inputs / "initial")
     store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
     stage = PROFILE.stage("instruction_tuning")
     batch = next(loader.PairLoader(store, stage, seed=0)).micro_batches[0]
-    kept = []
+    kept, through_tower = [], []
+    projector = model.multi_modal_projector
+    projector.register_forward_pre_hook(lambda _, args: through_tower.append(args[0].requires_grad))
     for enabled in (False, True):
         if enabled:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            train.checkpoint_activations(model)
         sizes = []
         hooks = torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t
@@ -545,3 +548,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass(inputs):
             model.train()(**loader.to_device(batch, "cpu", torch.float32, noise=False))
         kept.append(sum(sizes))
     assert kept[1] < 0.5 * kept[0]
+    model.set_trainable(PROFILE.stage("shallow_alignment").trainable)
+    model(**loader.to_device(batch, "cpu", torch.float32, noise=False)).loss.backward()
+    assert through_tower == [True, True, False]
+    assert all(p.grad is None for p in model.vision_tower.parameters() if not p.requires_grad)

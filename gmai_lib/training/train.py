@@ -69,7 +69,7 @@ def train(run: dict, dist, device: torch.device):
     if rank == 0:
         print(f"{stage.name} in {stage.precision}: {model.parameter_table()}", flush=True)
     if stage.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     groups = parameter_groups(model, stage)
     engine, *_ = deepspeed.initialize(
         model=model.train(),
@@ -178,6 +178,15 @@ def parameter_groups(model, stage: Stage) -> list[dict]:
                 rate = stage.learning_rates[part]
                 groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "part": part})
     return groups
+
+
+def checkpoint_activations(model):
+    """Keep only the inputs of each layer and compute the rest again in the backward pass."""
+    # transformers 5.17, on which this must run too, has only the second name.
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    # Turned on for LoRA; here gradients would go on into frozen parts that need none.
+    model.disable_input_require_grads()
 
 
 def _optimizer_8bit(groups: list[dict], stage: Stage):
