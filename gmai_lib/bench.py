@@ -1,8 +1,8 @@
-"""How fast the builder is on this machine: `python -m gmai_lib.bench build`.
+"""How fast this machine builds and trains: `python -m gmai_lib.bench build` or `train OUTPUTS`.
 
 Reads phantoms of every format with the readers, beside a plain loop that only decodes the same
-files, and writes pairs with the template writer, by one process and by several. Prints one table
-and, with --out, a JSON file with machine and versions.
+files, and writes pairs with the template writer, by one process and by several; bench_train says
+what `train` does. Prints one table and, with --out, a JSON file with machine and versions.
 
 The images read are as large as those of many public datasets; `--size 112` shows what a record
 costs where decoding is nearly free. Files lie in the page cache: this measures the processor, not
@@ -192,14 +192,25 @@ def _fastest(*works: Callable, repeats: int = 3) -> list[float]:
 def main(arguments: list[str] | None = None):
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["build"])
-    parser.add_argument("--images", type=int, default=12, help="phantom images per modality")
-    parser.add_argument("--size", type=int, default=512, help="pixels of their sides")
-    parser.add_argument("--processes", type=int, default=2, help="of the build that is timed")
-    parser.add_argument("--scaled", type=int, default=20000, help="records of that build")
-    parser.add_argument("--out", type=Path, help="write the rows to this JSON file as well")
+    what = parser.add_subparsers(dest="what", required=True)
+    built = what.add_parser("build", help="readers and writer of the dataset builder")
+    built.add_argument("--images", type=int, default=12, help="phantom images per modality")
+    built.add_argument("--size", type=int, default=512, help="pixels of their sides")
+    built.add_argument("--processes", type=int, default=2, help="of the build that is timed")
+    built.add_argument("--scaled", type=int, default=20000, help="records of that build")
+    trained = what.add_parser("train", help="a stage beside Hugging Face's Trainer")
+    trained.add_argument("outputs", type=Path, help="a finished run, such as outputs/mini")
+    trained.add_argument("--steps", type=int, default=40, help="optimizer steps that are timed")
+    for command in (built, trained):
+        command.add_argument("--out", type=Path, help="write the rows to this JSON file as well")
     parsed = parser.parse_args(arguments)
     print(doctor.banner(config.load("mini"), ""))
+    rows = _build_rows(parsed) if parsed.what == "build" else _train_rows(parsed)
+    if parsed.out:
+        write_json(parsed.out, {"machine": doctor.banner(config.load("mini"), ""), "rows": rows})
+
+
+def _build_rows(parsed) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         rows = build(
             parsed.images,
@@ -212,8 +223,20 @@ def main(arguments: list[str] | None = None):
         beside = [f"{row[name]:.2f} {text}" for name, text in _BESIDE.items() if name in row]
         line = f"{row['what']:28} {row['n']:6,}  {row['per_second']:9,.0f} per second"
         print("  ".join([line, ", ".join(beside)]).rstrip())
-    if parsed.out:
-        write_json(parsed.out, {"machine": doctor.banner(config.load("mini"), ""), "rows": rows})
+    return rows
+
+
+def _train_rows(parsed) -> list[dict]:
+    from gmai_lib import bench_train
+
+    rows = bench_train.train(parsed.outputs, steps=parsed.steps)
+    for row in rows:
+        print(
+            f"{row['what']:28} {row['tokens_per_s']:9,.0f} real tokens per second, "
+            f"{row['samples_per_s']:.0f} samples, {row['padding']:.0%} padding, "
+            f"{row['speed-up']:.2f} times Trainer"
+        )
+    return rows
 
 
 if __name__ == "__main__":

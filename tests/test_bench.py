@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 
+import pytest
+import tiny_run
 from synthetic_records import phantom
 
-from gmai_lib import bench
+from gmai_lib import bench, bench_train
 from gmai_lib.dataset import phantom_files
 
 
@@ -30,3 +32,17 @@ def test_rates_scale_reader_and_writer(tmp_path):
     records = [replace(phantom(n), split="train") for n in range(8)]
     rates = bench.rates(sources, records, chinese_fraction=0.0, seed=0)
     assert min(rates.values()) > 0 and 1 <= rates["pairs_per_image"] < 20
+
+
+@pytest.mark.slow
+def test_training_is_measured_beside_the_trainer_on_the_same_samples(tmp_path):
+    pytest.importorskip("accelerate", reason="Trainer needs it")
+    profile = tiny_run.tiny_profile(precision="float32")
+    made = tiny_run.samples(60)
+    tiny_run.write_shards(tmp_path / "03_write_pairs" / "pairs", made)
+    (tmp_path / "05_model").mkdir()
+    tiny_run.write_initial(tmp_path / "05_model" / "initial", profile, made)
+    ours, theirs = bench_train.train(tmp_path, steps=3, profile=profile)
+    assert ours["steps"] == theirs["steps"] == 3 and theirs["speed-up"] == 1
+    assert min(ours["tokens_per_s"], theirs["tokens_per_s"], ours["samples_per_s"]) > 0
+    assert 0 <= ours["padding"] < 1 and 0 < theirs["padding"] < 1

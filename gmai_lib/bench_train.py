@@ -1,0 +1,147 @@
+"""Training beside Hugging Face's `Trainer`: `python -m gmai_lib.bench train outputs/mini`.
+
+The same checkpoint, samples, precision and optimizer; real tokens a second, padding not counted.
+Ours is a stage of this workbook: packs, one DeepSpeed process per core. Beside it `Trainer` with
+transformers' own LLaVA, exported from the same checkpoint, and batches padded to their longest
+sample; one process with all cores, as it is used.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gmai_lib import config
+from gmai_lib.model import chat, kernels, weights
+from gmai_lib.training import launch, loader
+
+WARM_UP = 5  # optimizer steps that are not timed
+STAGE = "instruction_tuning"  # all parts learn
+
+
+def train(
+    outputs: Path, *, steps: int = 40, seed: int = 0, profile: config.Profile | None = None
+) -> list[dict]:
+    """Return a row per way to train: real tokens and samples a second, share of padding, speed-up.
+
+    `outputs` is the folder of a finished run of `profile` (mini): its pairs, initial checkpoint and
+    store are used. Raises FileNotFoundError where one is missing, and ImportError without
+    accelerate, which `Trainer` needs.
+    """
+    outputs = Path(outputs)
+    profile = profile or config.load("mini")
+    stage = replace(profile.stage(STAGE), max_steps=WARM_UP + steps, loss_weighting="token")
+    stage = replace(stage, augment=False)  # Trainer has no such thing
+    profile = replace(profile, stages=(stage,))
+    init = outputs / "05_model" / "initial"
+    model, processor = weights.load_checkpoint(init)
+    pairs, cache = outputs / "03_write_pairs" / "pairs", outputs / "06_loader" / "cache"
+    store = loader.prepare(pairs, cache, split="train", processor=processor)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"pairs": pairs, "init": init, "out": Path(folder) / "ours", "cache": cache}
+        rows = [_ours(profile, stage, files, seed)]
+        weights.export_llava(model.float(), processor, Path(folder) / "llava")
+        rows.append(_trainer(Path(folder), store, stage, steps, seed))
+    for row in rows:
+        row["speed-up"] = row["tokens_per_s"] / rows[1]["tokens_per_s"]
+    return rows
+
+
+def _ours(profile, stage, files: dict, seed: int) -> dict:
+    launch.run_stage(profile, stage.name, seed=seed, **files)
+    lines = (files["out"] / "metrics.jsonl").read_text("utf-8").splitlines()[WARM_UP:]
+    steps = [json.loads(line) for line in lines]
+    seconds = sum(step["seconds"] for step in steps)
+    tokens = sum(step["tokens"] for step in steps)
+    padded = sum(step["padded_tokens_per_s"] * step["seconds"] for step in steps)
+    return {
+        "what": f"packs, {profile.ranks} DeepSpeed ranks",
+        "steps": len(steps),
+        "tokens_per_s": tokens / seconds,
+        "samples_per_s": sum(step["samples"] for step in steps) / seconds,
+        "padding": 1 - tokens / padded,
+    }
+
+
+def _trainer(folder: Path, store, stage, steps: int, seed: int) -> dict:
+    """Time `Trainer` on as many samples a step as fill our packs, in random order."""
+    from transformers import (
+        LlavaForConditionalGeneration,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    kept = np.flatnonzero(store.lengths <= stage.max_length)
+    per_step = round(stage.global_batch_size * stage.max_length / store.lengths[kept].mean())
+    order = np.random.default_rng(seed).permutation(kept)[: per_step * (WARM_UP + steps)]
+    precision = kernels.precision(stage.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    counted = {"tokens": 0, "padded": 0, "samples": 0, "steps": 0, "seconds": 0.0, "step": 0}
+
+    def collate(indices: list[int]) -> dict:
+        samples = [store.sample(index) for index in indices]
+        width = max(len(sample["input_ids"]) for sample in samples)
+        filled = {"input_ids": store.pad_token_id, "labels": chat.IGNORE_INDEX}
+        batch = {
+            name: torch.tensor(np.stack([_padded(s[name], width, value) for s in samples])).long()
+            for name, value in filled.items()
+        }
+        real = [len(sample["input_ids"]) for sample in samples]
+        batch["attention_mask"] = (torch.arange(width) < torch.tensor(real)[:, None]).long()
+        pixels = torch.from_numpy(np.concatenate([sample["pixels"] for sample in samples]))
+        if len(pixels):
+            batch["pixel_values"] = chat.normalize_pixels(pixels)
+        if counted["step"] >= WARM_UP:
+            counted["tokens"] += sum(real)
+            counted["padded"] += width * len(real)
+            counted["samples"] += len(real)
+        counted["step"] += 1
+        return batch
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == WARM_UP:
+                self.start = time.perf_counter()
+
+        def on_train_end(self, args, state, control, **kwargs):
+            counted["seconds"] = time.perf_counter() - self.start
+
+    arguments = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        per_device_train_batch_size=per_step,
+        max_steps=WARM_UP + steps,
+        learning_rate=max(stage.learning_rates.values()),
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        bf16=precision == "bf16",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=seed,
+    )
+    llava = LlavaForConditionalGeneration.from_pretrained(folder / "llava", dtype=torch.float32)
+    Trainer(
+        model=llava,
+        args=arguments,
+        train_dataset=[int(index) for index in order],
+        data_collator=collate,
+        callbacks=[Clock()],
+    ).train()
+    return {
+        "what": "Trainer, padded batches",
+        "steps": steps,
+        "tokens_per_s": counted["tokens"] / counted["seconds"],
+        "samples_per_s": counted["samples"] / counted["seconds"],
+        "padding": 1 - counted["tokens"] / counted["padded"],
+    }
+
+
+def _padded(values, width: int, fill: int) -> np.ndarray:
+    return np.concatenate([values, np.full(width - len(values), fill, values.dtype)])
