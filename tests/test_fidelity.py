@@ -178,6 +178,12 @@ def test_a_problem_says_what_and_where():
     )
 
 
+def test_the_end_of_a_verb_and_the_start_of_a_finding_are_no_other_finding():
+    facts = extract(blood_cells())
+    for question in ("请说出血小板在图像的哪一侧。", "请说出血小板位于图像何处。"):
+        assert check_question(question, facts, "zh") == []
+
+
 @pytest.mark.parametrize(
     ("language", "question", "said"),
     [
@@ -191,6 +197,8 @@ def test_a_problem_says_what_and_where():
         ("en", "What is seen on this CT, and is there no mass?", []),
         ("zh", "图中有没有肿块？", []),
         ("zh", "结节位于哪里？", []),
+        ("zh", "请说出结节在图像的哪一侧。", []),
+        ("zh", "出血位于哪里？", ["bleeding"]),
     ],
 )
 def test_a_question_may_not_take_for_granted_what_is_not_there(language, question, said):

@@ -125,6 +125,9 @@ def check_question(question: str, facts: tuple[Fact, ...], language: str) -> lis
     cyst?" do not. Only findings are judged: to ask about another organ or side is no claim.
     """
     known, problems = _Known(facts), []
+    question = question.replace(
+        "说出", "说"
+    )  # 说出 + 血小板: "name" + "platelet", no 出血 (bleeding)
     for clause in filter(str.strip, _CLAUSE[language].split(question)):
         if _OPEN[language].search(clause.lower()):
             problems += [
