@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from gmai_lib import config
 from gmai_lib.model import chat, kernels, weights
@@ -80,17 +81,16 @@ def _trainer(folder: Path, store, stage, steps: int, seed: int) -> dict:
     per_step = round(stage.global_batch_size * stage.max_length / store.lengths[kept].mean())
     order = np.random.default_rng(seed).permutation(kept)[: per_step * (WARM_UP + steps)]
     precision = kernels.precision(stage.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    counted = {"tokens": 0, "padded": 0, "samples": 0, "steps": 0, "seconds": 0.0, "step": 0}
+    counted = {"tokens": 0, "padded": 0, "samples": 0, "seconds": 0.0, "step": 0}
 
     def collate(indices: list[int]) -> dict:
         samples = [store.sample(index) for index in indices]
-        width = max(len(sample["input_ids"]) for sample in samples)
         filled = {"input_ids": store.pad_token_id, "labels": chat.IGNORE_INDEX}
         batch = {
-            name: torch.tensor(np.stack([_padded(s[name], width, value) for s in samples])).long()
+            name: pad_sequence([torch.tensor(s[name]) for s in samples], True, value).long()
             for name, value in filled.items()
         }
-        real = [len(sample["input_ids"]) for sample in samples]
+        width, real = batch["labels"].shape[1], [len(sample["input_ids"]) for sample in samples]
         batch["attention_mask"] = (torch.arange(width) < torch.tensor(real)[:, None]).long()
         pixels = torch.from_numpy(np.concatenate([sample["pixels"] for sample in samples]))
         if len(pixels):
@@ -141,7 +141,3 @@ def _trainer(folder: Path, store, stage, steps: int, seed: int) -> dict:
         "samples_per_s": counted["samples"] / counted["seconds"],
         "padding": 1 - counted["tokens"] / counted["padded"],
     }
-
-
-def _padded(values, width: int, fill: int) -> np.ndarray:
-    return np.concatenate([values, np.full(width - len(values), fill, values.dtype)])

@@ -178,7 +178,7 @@ def fingerprints(path: Path, parameters: dict, upstream: dict[str, str], data: s
     prose = ["".join(c["source"]) for c in cells if c["cell_type"] != "code"]
     settings = {k: v for k, v in parameters.items() if k not in ("output_root", "data_root")}
     library = {
-        str(file.relative_to(ROOT)): hashlib.sha256(file.read_bytes()).hexdigest()
+        str(file.relative_to(ROOT)): outputs.sha256_of(file)
         for file in library_files("\n".join(code))
     }
     result = json.dumps([code, settings, library, upstream, data], sort_keys=True)
@@ -266,7 +266,11 @@ def _run_all(
             state[path.stem] = row | {"state": "failed"}
             raise
         else:
-            row |= {"state": "ran", **measured, "result_json": _sha256(out_dir / "result.json")}
+            row |= {
+                "state": "ran",
+                **measured,
+                "result_json": outputs.sha256_of(out_dir / "result.json"),
+            }
             state[path.stem] = row
             written.append(pages.submit(write_page, executed))
             print(
@@ -295,7 +299,7 @@ def _is_up_to_date(old: dict, current: dict, out_dir: Path) -> bool:
         old.get("state") in ("ran", "skipped")
         and all(old.get(key) == value for key, value in current.items())
         and result.is_file()
-        and _sha256(result) == old.get("result_json")
+        and outputs.sha256_of(result) == old.get("result_json")
         and (out_dir / f"{out_dir.name}.ipynb").is_file()
     )
 
@@ -343,10 +347,6 @@ def _parse_value(override: str, text: str, kind: str):
         return ast.literal_eval(text)
     except (KeyError, ValueError, SyntaxError):
         raise UsageError(f"--set {override!r}: {text!r} is not of type {kind}") from None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _raise_usage_error(message: str):

@@ -3,6 +3,7 @@
 Notebooks talk to each other only through these folders (README, "The chain").
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -42,6 +43,12 @@ def require(output_root: str | Path, profile: str, relative: str) -> Path:
             f"(python -m gmai_lib.chain --profile {profile} --to {notebook[:2]})"
         )
     return path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal; it is read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

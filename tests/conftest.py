@@ -4,6 +4,20 @@ import pytest
 from chat_server import Server
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    from tiny_model import tiny_tokenizer  # torch is imported only where it is needed
+
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer):
+    from tiny_model import tiny_model
+
+    return tiny_model(tokenizer)
+
+
 @pytest.fixture
 def serve():
     servers = []

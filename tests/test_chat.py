@@ -27,11 +27,6 @@ TALKS = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
 def processor(tokenizer):
     return chat.build_processor(tokenizer, gmai_vl.vision_config(tiny_profile()))
 

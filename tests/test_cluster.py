@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import samples, tiny_profile, write_initial, write_run, write_shards
+from tiny_run import tiny_profile, write_inputs, write_run
 
 from gmai_lib.outputs import read_json
 from gmai_lib.training import cluster, launch
@@ -18,10 +18,7 @@ STAGE = "shallow_alignment"
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A folder with pairs/ and initial/."""
-    folder, made = tmp_path_factory.mktemp("inputs"), samples(20)
-    write_shards(folder / "pairs", made)
-    write_initial(folder / "initial", tiny_profile(), made)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), tiny_profile(), 20)
 
 
 @pytest.fixture

@@ -12,7 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_run import run_ranks, samples, tiny_profile, write_initial, write_run, write_shards
+from tiny_run import (
+    run_ranks,
+    tiny_profile,
+    write_inputs,
+    write_run,
+)
 
 from gmai_lib import config
 from gmai_lib.outputs import read_json, write_json
@@ -24,10 +29,7 @@ STAGE = "deep_alignment"
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A folder with pairs/ and initial/."""
-    folder, made = tmp_path_factory.mktemp("inputs"), samples(60)
-    write_shards(folder / "pairs", made)
-    write_initial(folder / "initial", tiny_profile(), made)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), tiny_profile(), 60)
 
 
 def _run(inputs, out, profile, **changes):

@@ -10,23 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_model import picture, talk, tiny_model, tiny_profile, tiny_tokenizer
+from tiny_model import picture, talk, tiny_model, tiny_profile
 from transformers import LlavaForConditionalGeneration
 
 from gmai_lib.model import chat, lora, weights
 from gmai_lib.model.tensor_files import read_tensors
 
 RANK, ALPHA = 4, 8
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture
-def model(tokenizer):
-    return tiny_model(tokenizer)
 
 
 @pytest.fixture

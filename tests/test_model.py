@@ -13,16 +13,6 @@ from gmai_lib.training.packing import block_mask
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture
-def model(tokenizer):
-    return tiny_model(tokenizer)
-
-
 def three_rows(tokenizer, model):
     """A left-padded batch: two images in one row, none in the next, one in the last."""
     talks = [

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tiny_model import left_padded, picture, talk, tiny_model, tiny_profile, tiny_tokenizer
+from tiny_model import left_padded, picture, talk, tiny_model, tiny_profile
 from torch.nn import functional as F
 from transformers import (
     AutoProcessor,
@@ -42,11 +42,6 @@ def profile_of(tower: str, language_model: str):
         vision=replace(tiny.vision, model_type=tower),
         text=replace(tiny.text, model_type=language_model, tie_word_embeddings=False),
     )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
 
 
 @pytest.fixture(scope="module", params=BACKBONES, ids="-".join)

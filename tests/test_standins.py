@@ -5,16 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_model import TEXTS, talk, tiny_profile, tiny_tokenizer
+from tiny_model import TEXTS, talk, tiny_profile
 
 from gmai_lib.model import chat, standins
 from gmai_lib.schema import PLACES as PLACE_NAMES
 from gmai_lib.schema import Box
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
 
 
 def test_the_same_texts_give_the_same_tokenizer(tokenizer):

@@ -14,11 +14,9 @@ import torch
 from tiny_run import (
     fill_disk_after_first,
     run_ranks,
-    samples,
     tiny_profile,
-    write_initial,
+    write_inputs,
     write_run,
-    write_shards,
 )
 
 from gmai_lib.config import ABLATIONS, PARTS, STAGES, paper_mixture
@@ -32,10 +30,7 @@ PROFILE = tiny_profile()
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A folder with pairs/ and initial/."""
-    folder, made = tmp_path_factory.mktemp("inputs"), samples(60)
-    write_shards(folder / "pairs", made)
-    write_initial(folder / "initial", PROFILE, made)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), PROFILE, 60)
 
 
 def _metrics(out):

@@ -5,17 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_model import picture, talk, tiny_model, tiny_profile, tiny_tokenizer
+from tiny_model import picture, talk, tiny_model, tiny_profile
 from torch.nn import functional as F
 from transformers import AutoProcessor
 
 from gmai_lib import config, lens
 from gmai_lib.model import chat, gmai_vl, views, weights
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
 
 
 def shuffling(tokenizer):

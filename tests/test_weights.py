@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_model import picture, talk, tiny_model, tiny_profile, tiny_tokenizer
+from tiny_model import picture, talk, tiny_model, tiny_profile
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -29,16 +29,6 @@ from gmai_lib import config
 from gmai_lib.model import chat, gmai_vl, weights
 
 TURNS = talk("<image>\nWhich organ is it? 肺?")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture
-def model(tokenizer):
-    return tiny_model(tokenizer)
 
 
 @pytest.fixture

@@ -122,6 +122,14 @@ def write_initial(folder: Path, profile: config.Profile, made: list[Sample]):
     return processor
 
 
+def write_inputs(folder: Path, profile: config.Profile, count: int) -> Path:
+    """Write pairs/ of `count` samples and initial/ into `folder`; return it."""
+    made = samples(count)
+    write_shards(folder / "pairs", made)
+    write_initial(folder / "initial", profile, made)
+    return folder
+
+
 def write_run(folder: Path, inputs: Path, stage: config.Stage, ranks: int, **changes) -> Path:
     """Write the run.json that launch.run_stage would write; return its path."""
     paths = {"pairs": inputs / "pairs", "init": inputs / "initial", "cache": inputs / "cache"}

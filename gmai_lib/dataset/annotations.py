@@ -102,14 +102,13 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     needed = set(re.findall(r"{([^{}:]+)", template + (mask or "")))
     separator = recipe.options.get("separator", ",")
     entries = []
-    tables = recipe.options["table"]
-    tables = tables if isinstance(tables, dict) else {tables: ""}
     rows = (
         (row, split)
-        for path, split in tables.items()
+        for path, split in _split_of(recipe.options["table"]).items()
         for row in _rows(recipe, root / path, needed, ledger)
     )
-    joined = [(on, _first_rows(recipe, root / path, on, ledger)) for path, on in _joins(recipe)]
+    joins = recipe.options.get("joins", ())
+    joined = [(on, _first_rows(recipe, root / path, on, ledger)) for path, on in joins]
     for row, split in rows:
         for on, others in joined:
             row = others.get(tuple(row.get(header, "") for header in on), {}) | row
@@ -141,8 +140,9 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
     return entries
 
 
-def _joins(recipe: Recipe) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    return recipe.options.get("joins", ())
+def _split_of(files: str | dict[str, str]) -> dict[str, str]:
+    """Path -> split of an option that names one file without a split, or several with theirs."""
+    return files if isinstance(files, dict) else {files: ""}
 
 
 def _first_rows(
@@ -210,11 +210,9 @@ def coco(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
 
     Without a bbox, the segmentation (polygons, or RLE compressed or not) gives it.
     """
-    indexes = recipe.options["index"]
-    indexes = indexes if isinstance(indexes, dict) else {indexes: ""}
     return [
         entry
-        for path, split in indexes.items()
+        for path, split in _split_of(recipe.options["index"]).items()
         for entry in _coco_entries(recipe, root / path, split, ledger)
     ]
 

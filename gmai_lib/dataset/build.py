@@ -28,7 +28,7 @@ from random import Random
 from gmai_lib.dataset import fidelity, licenses
 from gmai_lib.dataset.facts import extract
 from gmai_lib.dataset.pool import on_cluster, ordered
-from gmai_lib.outputs import atomic, read_json, write_json
+from gmai_lib.outputs import atomic, read_json, sha256_of, write_json
 from gmai_lib.schema import SPLITS, Ledger, Record, Sample, sample_features
 
 # Columns of the counts in the manifest; every sample is in exactly one row.
@@ -239,10 +239,7 @@ def _code_sha256() -> str:
 
 
 def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path) if path.is_file() else ""
 
 
 def _samples_of(record: Record, writer, seed: int, chinese_fraction: float) -> list[Sample]:

@@ -111,9 +111,9 @@ def check(text: str, facts: tuple[Fact, ...], language: str) -> list[Problem]:
     Markup (`<ref>`, `<box>`) is ignored: boxes are compared where they are written.
     """
     text = re.sub(r"<box>.*?</box>|</?\w+>", " ", text)
-    known = _Known(facts)
+    known = _known(facts)
     problems = []
-    for clause in filter(str.strip, _CLAUSE[language].split(text)):
+    for clause in _clauses(text, language):
         problems += _judge(clause, known, language)
     return problems
 
@@ -124,11 +124,11 @@ def check_question(question: str, facts: tuple[Fact, ...], language: str) -> lis
     "Where is the nodule?" takes a nodule for granted; "Is there a nodule?" and "A nodule or a
     cyst?" do not. Only findings are judged: to ask about another organ or side is no claim.
     """
-    known, problems = _Known(facts), []
+    known, problems = _known(facts), []
     question = question.replace(
         "说出", "说"
     )  # 说出 + 血小板: "name" + "platelet", no 出血 (bleeding)
-    for clause in filter(str.strip, _CLAUSE[language].split(question)):
+    for clause in _clauses(question, language):
         if _OPEN[language].search(clause.lower()):
             problems += [
                 Problem("label", said, clause)
@@ -143,7 +143,7 @@ def check_question(question: str, facts: tuple[Fact, ...], language: str) -> lis
 def claims(text: str, language: str) -> frozenset[tuple[str, str, bool]]:
     """Return what a text says as (kind, value, denied), whether or not any annotation says so."""
     said = set()
-    for clause in filter(str.strip, _CLAUSE[language].split(text)):
+    for clause in _clauses(text, language):
         parsed = _parse(clause, language)
         said |= {(term.kind, term.meanings[0], term.denied) for term in parsed.terms}
         said |= {("count", f"{t.number} {t.meanings[0]}", False) for t in parsed.terms if t.number}
@@ -151,6 +151,10 @@ def claims(text: str, language: str) -> frozenset[tuple[str, str, bool]]:
         said |= {("severity", severity, False) for severity in parsed.severities}
         said |= {("label", NO_FINDING, False)} if parsed.nothing else set()
     return frozenset(said)
+
+
+def _clauses(text: str, language: str) -> Iterable[str]:
+    return filter(str.strip, _CLAUSE[language].split(text))
 
 
 class _Known:
@@ -170,6 +174,9 @@ class _Known:
         self.sizes = {(f.label, f.value) for f in facts if f.kind == "size"}
         self.everything = {f.value for f in facts} | self.labels
         self.organs = values["organ"] | {p for o in values["organ"] for p in PART_OF.get(o, ())}
+
+
+_known = lru_cache(maxsize=8)(_Known)  # question and answer of every sample of a record ask for it
 
 
 @dataclass(frozen=True)

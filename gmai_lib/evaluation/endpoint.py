@@ -46,19 +46,7 @@ def ask(
             f"{len(silent)} of {len(items)} items got no reply from {asker.endpoint.base_url} "
             f"(first: {silent[0]}); run again, what came is in {asker.journal.path}"
         )
-    return [
-        {
-            "id": item.id,
-            "benchmark": item.benchmark,
-            "kind": item.kind,
-            "language": item.language,
-            "question": item.question,
-            "answer": item.answer,
-            "response": replies[item.id]["reply"].strip(),
-            "finished": True,
-        }
-        for item in items
-    ]
+    return [run.response_row(i, replies[i.id]["reply"], finished=True) for i in items]
 
 
 def estimate(items: list[Item], asker: Asker, *, image_mode: str = "image", seed: int = 0) -> Bill:
@@ -78,8 +66,8 @@ def requests(items: list[Item], *, image_mode: str = "image", seed: int = 0) -> 
 
 
 def _message(item: Item, image_mode: str, replaced: dict) -> dict:
-    shown = item.images if image_mode != "none" else ()
-    urls = [_data_url(replaced.get((item.benchmark, image), image)) for image in shown]
+    shown = run.shown_images(item, replaced) if image_mode != "none" else ()
+    urls = map(_data_url, shown)
     content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"role": "user", "content": [*content, {"type": "text", "text": item.question}]}
 

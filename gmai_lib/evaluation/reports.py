@@ -12,7 +12,7 @@ import re
 from collections import Counter
 
 from gmai_lib.dataset.fidelity import claims
-from gmai_lib.evaluation.extraction import strip_tags
+from gmai_lib.evaluation.wording import strip_tags
 
 _TOKEN = re.compile(r"[一-鿿]|[^\W_]+(?:[.'][^\W_]+)*")
 

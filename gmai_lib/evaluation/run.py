@@ -193,13 +193,11 @@ class _Asker:
 
     def prepare(self, item: Item, replaced: dict) -> dict:
         """Tokenise the prompt of one item; `replaced` maps (benchmark, image) to another image."""
-        images = item.images if self.with_image else ()
-        images = tuple(replaced.get((item.benchmark, image), image) for image in images)
+        images = shown_images(item, replaced) if self.with_image else ()
         text = f"{self.chat.IMAGE_TOKEN}\n" * len(images) + item.question
         turns = [{"role": "user", "content": text}]
         ids = self.chat.encode_prompt(turns, self.tokenizer, self.tokens_per_image)
-        limit = MAX_NEW_TOKENS.get(item.kind, _OTHER_KINDS_MAX_NEW_TOKENS)
-        return {"item": item, "images": images, "ids": ids, "limit": limit}
+        return {"item": item, "images": images, "ids": ids, "limit": _limit(item)}
 
     def inputs(self, batch: list[dict]) -> dict:
         """Left-padded ids and mask (B, T), and the pixels of all images (N, 3, S, S)."""
@@ -238,19 +236,10 @@ class _Asker:
         return self.pixels[image]
 
     def _response(self, prompt: dict, ids: list[int]) -> dict:
-        item = prompt["item"]
         finished = self.end in ids
         ids = ids[: ids.index(self.end)] if finished else ids
-        return {
-            "id": item.id,
-            "benchmark": item.benchmark,
-            "kind": item.kind,
-            "language": item.language,
-            "question": item.question,
-            "answer": item.answer,
-            "response": self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            "finished": finished,
-        }
+        said = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return response_row(prompt["item"], said, finished=finished)
 
 
 class _ProcessorAsker(_Asker):
@@ -270,14 +259,13 @@ class _ProcessorAsker(_Asker):
 
     def prepare(self, item: Item, replaced: dict) -> dict:
         """Render the chat template of the model for one item; see `_Asker.prepare`."""
-        images = item.images if self.with_image else ()
-        images = tuple(replaced.get((item.benchmark, image), image) for image in images)
+        images = shown_images(item, replaced) if self.with_image else ()
         content = [{"type": "image"}] * len(images) + [{"type": "text", "text": item.question}]
         turns = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        limit = MAX_NEW_TOKENS.get(item.kind, _OTHER_KINDS_MAX_NEW_TOKENS)
-        return {"item": item, "images": images, "ids": ids, "limit": limit, "text": text}
+        prompt = {"item": item, "images": images, "ids": ids, "limit": _limit(item)}
+        return prompt | {"text": text}
 
     def inputs(self, batch: list[dict]) -> dict:
         """What the processor makes of the batch, its float tensors in the model's precision."""
@@ -297,6 +285,29 @@ class _ProcessorAsker(_Asker):
         place = next((n for n, token in enumerate(ids) if token in self.ends), None)
         ids = ids if place is None else [*ids[:place], self.end]
         return super()._response(prompt, ids)
+
+
+def response_row(item: Item, said: str, *, finished: bool) -> dict:
+    """Return what is kept of one answer: the item's question and key beside what was said."""
+    return {
+        "id": item.id,
+        "benchmark": item.benchmark,
+        "kind": item.kind,
+        "language": item.language,
+        "question": item.question,
+        "answer": item.answer,
+        "response": said.strip(),
+        "finished": finished,
+    }
+
+
+def shown_images(item: Item, replaced: dict) -> tuple[bytes, ...]:
+    """Return the images of an item, or those that `replaced_images` shows instead."""
+    return tuple(replaced.get((item.benchmark, image), image) for image in item.images)
+
+
+def _limit(item: Item) -> int:
+    return MAX_NEW_TOKENS.get(item.kind, _OTHER_KINDS_MAX_NEW_TOKENS)
 
 
 def _batches(prompts: list[dict], batch_size: int):

@@ -6,11 +6,10 @@ when every rank has finished, so that a kill at any moment leaves the one before
 """
 
 import errno
-import hashlib
 import shutil
 from pathlib import Path
 
-from gmai_lib.outputs import read_json, write_json
+from gmai_lib.outputs import read_json, sha256_of, write_json
 from gmai_lib.training import launch
 from gmai_lib.training.launch import COMPLETE
 
@@ -93,7 +92,7 @@ def _hash_files(folder: Path, dist) -> dict[str, dict]:
     """Return {name: {"bytes", "sha256"}} of the files, each hashed by one of the ranks."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     mine = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in paths[dist.get_rank() :: dist.get_world_size()]
     }
     return {name: entry for part in _gather(mine, dist) for name, entry in part.items()}
@@ -108,7 +107,7 @@ def _damage(folder: Path, files: dict[str, dict], dist) -> list[str]:
             mine.append(f"{name} is missing")
         elif path.stat().st_size != wanted["bytes"]:
             mine.append(f"{name} has {path.stat().st_size} of {wanted['bytes']} bytes")
-        elif _sha256(path) != wanted["sha256"]:
+        elif sha256_of(path) != wanted["sha256"]:
             mine.append(f"{name} has another sha256")
     return [problem for part in _gather(mine, dist) for problem in part]
 
@@ -118,8 +117,3 @@ def _gather(value, dist) -> list:
     gathered = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -196,7 +196,7 @@ def paper_run(*, mfu: float = 0.35, text_tokens: int = 120) -> list[dict]:
         rows.append(
             {name: row[name] for name in ("stage", "samples", "flops", "hours", "days")}
             | {"steps": steps, "samples_per_pack": packs and row["samples"] / packs}
-            | {"tokens_per_sample": profile.vision.num_patches + text_tokens}
+            | {"tokens_per_sample": profile.vision.tokens_per_image + text_tokens}
         )
     return rows
 

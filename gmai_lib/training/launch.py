@@ -111,6 +111,11 @@ def prepare_run(
     stage, out = profile.stage(stage_name), Path(out).resolve()
     stage.gradient_accumulation_steps(profile.ranks)  # fail here rather than in the child
     check_initial(profile, init)
+    if keep_checkpoints < 1 or checkpoint_steps < 1:
+        raise ValueError(
+            f"keep_checkpoints {keep_checkpoints} and checkpoint_steps {checkpoint_steps} must be "
+            "at least 1"
+        )
     run = {
         "stage": asdict(stage),
         "ranks": profile.ranks,
@@ -130,11 +135,6 @@ def prepare_run(
     paths = {"pairs": pairs, "init": init, "out": out, "cache": cache or out / "cache"}
     paths = {name: str(Path(path).resolve()) for name, path in paths.items()}
     profile.to_json(out / "profile.json")
-    if keep_checkpoints < 1 or checkpoint_steps < 1:
-        raise ValueError(
-            f"keep_checkpoints {keep_checkpoints} and checkpoint_steps {checkpoint_steps} must be "
-            "at least 1"
-        )
     steps = {"checkpoint_steps": checkpoint_steps, "keep_checkpoints": keep_checkpoints}
     return write_json(out / "run.json", run | paths | steps)
 
