@@ -270,7 +270,7 @@ class Profile:
     data: DataConfig
     ranks: int  # processes the launcher starts on one machine
     vision_feature_layer: int = -2  # [code] second-to-last layer, class token dropped
-    benchmark_images: int = 600  # images of the phantom benchmark
+    benchmark_images: int = 450  # images of the phantom benchmark
     evaluation_batch_size: int = 64
     seed: int = 0
 
@@ -434,7 +434,7 @@ def single_gpu() -> Profile:
         stages=tuple(
             replace(s, global_batch_size=64, micro_batch_size=4, **changes) for s in base.stages
         ),
-        data=replace(base.data, phantom_images_per_modality=1000, phantom_size=224),
+        data=replace(base.data, phantom_images_per_modality=900, phantom_size=224),
         ranks=1,
     )
 
@@ -486,7 +486,7 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=1000,
+            vision_steps=900,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
             language_steps=640,
@@ -495,7 +495,7 @@ def mini() -> Profile:
         ),
         stages=(shallow, deep, instruct),
         data=DataConfig(
-            phantom_images_per_modality=1000,
+            phantom_images_per_modality=900,
             phantom_size=112,
             chinese_fraction=0.3,
             validation_fraction=0.05,
