@@ -434,7 +434,7 @@ def single_gpu() -> Profile:
         stages=tuple(
             replace(s, global_batch_size=64, micro_batch_size=4, **changes) for s in base.stages
         ),
-        data=replace(base.data, phantom_images_per_modality=900, phantom_size=224),
+        data=replace(base.data, phantom_images_per_modality=1000, phantom_size=224),
         ranks=1,
     )
 
