@@ -270,7 +270,7 @@ class Profile:
     data: DataConfig
     ranks: int  # processes the launcher starts on one machine
     vision_feature_layer: int = -2  # [code] second-to-last layer, class token dropped
-    benchmark_images: int = 450  # images of the phantom benchmark
+    benchmark_images: int = 500  # images of the phantom benchmark
     evaluation_batch_size: int = 64
     seed: int = 0
 
@@ -460,7 +460,7 @@ def mini() -> Profile:
     rates = {"vision_tower": 1e-4, "multi_modal_projector": 1e-3}
     deep = replace(deep, max_steps=120, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=300, learning_rates=rates)
+    instruct = replace(instruct, max_steps=270, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -486,16 +486,16 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=900,
+            vision_steps=1000,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
-            language_steps=640,
+            language_steps=600,
             language_batch_tokens=5000,
             language_learning_rate=5e-3,
         ),
         stages=(shallow, deep, instruct),
         data=DataConfig(
-            phantom_images_per_modality=900,
+            phantom_images_per_modality=1000,
             phantom_size=112,
             chinese_fraction=0.3,
             validation_fraction=0.05,

@@ -26,7 +26,7 @@ from gmai_lib.evaluation.run import (
     without_exchange,
 )
 from gmai_lib.evaluation.scoring import score
-from gmai_lib.model import chat, gmai_vl, standins
+from gmai_lib.model import chat, gmai_vl, standins, weights
 
 
 def picture(seed: int) -> bytes:
@@ -95,6 +95,24 @@ def test_batched_answers_are_those_of_one_by_one(tiny, tmp_path):
     assert [row["id"] for row in batched] == [item.id for item in items]
     assert batched == single
     assert len({row["response"] for row in batched}) > 2, "the model must not say one thing only"
+
+
+def test_jobs_side_by_side_answer_like_one_after_the_other(tiny, tmp_path):
+    weights.save_checkpoint(*tiny, tmp_path / "checkpoint")
+    items = demo_items()
+    jobs = [
+        run.Job(tmp_path / "checkpoint", items, tmp_path / f"{mode}.jsonl", mode)
+        for mode in ("image", "none", "blank")
+    ]
+    found = list(run.evaluate_jobs(jobs, processes=2, batch_size=5))
+    for job, rows in zip(jobs, found, strict=True):
+        path = tmp_path / f"{job.image_mode}_here.jsonl"
+        assert rows == evaluate(*tiny, items, out_jsonl=path, image_mode=job.image_mode)
+        assert read_responses(job.out_jsonl)[0]["image_mode"] == job.image_mode
+    assert found[0] != found[1]
+    jobs[0] = replace(jobs[0], image_mode="nothing")
+    with pytest.raises(ValueError, match="image_mode 'nothing' not in"):
+        list(run.evaluate_jobs(jobs))
 
 
 def test_items_with_no_image_and_with_several_are_asked_in_one_batch(tiny, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_model import TEXTS, talk, tiny_profile
 
-from gmai_lib.model import chat, standins
+from gmai_lib.model import chat, kernels, standins
 from gmai_lib.schema import PLACES as PLACE_NAMES
 from gmai_lib.schema import Box
 
@@ -387,3 +387,28 @@ def test_a_slot_is_one_token_of_a_document(tokenizer):
     assert tokenizer.decode(encoded["slots"][0]) == "nodule0.18"
     assert encoded["slots"][1] == tokenizer("0.16")["input_ids"]
     assert text["slots"] == [] and image not in text["input_ids"]
+
+
+def test_a_tower_trained_in_a_process_of_its_own_is_the_same(tmp_path):
+    images, captions, groups, regions = blocks(60)
+    tokenizer = standins.train_tokenizer(captions, 400)
+    arguments = (quick_profile(vision_steps=3), images, captions, tokenizer)
+    options = {"groups": groups, "regions": regions}
+    finish = standins.start_vision_tower(tmp_path / "tower", *arguments, threads=1, **options)
+    with kernels.threads_of(1):
+        here, rows = standins.pretrain_vision_tower(*arguments, **options)
+    there, told = finish()
+    for name, weight in here.state_dict().items():
+        assert torch.equal(weight, there.state_dict()[name]), name
+    assert [row["loss"] for row in told] == [row["loss"] for row in rows]
+    assert not there.training and there.dtype == torch.float32
+
+
+def test_what_goes_wrong_in_that_process_is_raised_here(tmp_path):
+    images, captions, *_ = blocks(6)
+    tokenizer = standins.train_tokenizer(captions, 400)
+    arguments = (quick_profile(vision_steps=3), images, captions[:5], tokenizer)
+    finish = standins.start_vision_tower(tmp_path / "tower", *arguments, threads=1)
+    with pytest.raises(ValueError, match="6 images, 5 captions"):
+        finish()
+    assert not (tmp_path / "tower").exists()

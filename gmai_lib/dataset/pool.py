@@ -1,6 +1,7 @@
-"""A pool of processes for the builder: results in order, few jobs at a time, no orphans.
+"""A pool of processes: results in order, few jobs at a time, no orphans.
 
     for result in ordered(work, jobs, processes=4): ...
+    future = in_background(work, argument)
     for record in counted(work, jobs, ledger, processes=4): ...
     for result in on_cluster(work, jobs): ...   # pip install ".[cluster]"
 
@@ -13,7 +14,7 @@ import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
@@ -51,6 +52,18 @@ def ordered(work: Callable, jobs: Iterable, *, processes: int = 1) -> Iterator:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_background(work: Callable, *arguments) -> Future:
+    """Start `work(*arguments)` in a fresh process, which ends with it; return its Future at once.
+
+    `work`, its arguments and its result must be picklable.
+    """
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_leave_with_parent)
+    future = pool.submit(work, *arguments)
+    pool.shutdown(wait=False)
+    return future
 
 
 def on_cluster(work: Callable, jobs: Iterable) -> Iterator:

@@ -3,6 +3,7 @@
     responses = evaluate(model, processor, items, out_jsonl=out / "image.jsonl")
     blind = evaluate(model, processor, items, out_jsonl=out / "none.jsonl", image_mode="none")
     rows = summarise(items, responses, blind, checkpoint="09_instruction_tuning")
+    answers = evaluate_jobs([Job(checkpoint, items, out_jsonl), ...], processes=2)
 
 Batches hold prompts of similar length and one token limit; every response is appended to a JSONL
 file, from which a killed run goes on. What the rows mean: `gmai_lib.evaluation.results`.
@@ -17,11 +18,15 @@ import hashlib
 import json
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from gmai_lib.dataset import pool
 from gmai_lib.dataset.images import decode, to_png
 from gmai_lib.dataset.phrases import LETTER
 from gmai_lib.evaluation.extraction import LETTERS
@@ -31,7 +36,9 @@ from gmai_lib.evaluation.scoring import score
 from gmai_lib.outputs import atomic
 
 __all__ = [
+    "Job",
     "evaluate",
+    "evaluate_jobs",
     "option_likelihoods",
     "paired_difference",
     "read_responses",
@@ -105,6 +112,37 @@ def evaluate(
     finally:
         model.train(was_training)
     return [responses[item.id] for item in items]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of `evaluate`, of a checkpoint of this project."""
+
+    checkpoint: Path
+    items: list[Item]
+    out_jsonl: Path
+    image_mode: str = "image"
+
+
+def evaluate_jobs(jobs: list[Job], *, processes: int = 1, **options) -> Iterator[list[dict]]:
+    """Yield the responses to each job, in order; `options` are those of `evaluate`.
+
+    `processes` jobs run at a time, each with its share of the threads: on a CPU, models of a few
+    million parameters answer faster side by side than one after the other.
+    """
+    import torch
+
+    threads = max(1, torch.get_num_threads() // processes)
+    return pool.ordered(partial(_evaluate_job, threads, options), jobs, processes=processes)
+
+
+def _evaluate_job(threads: int, options: dict, job: Job) -> list[dict]:
+    from gmai_lib.model import kernels, weights
+
+    model, processor = weights.load_checkpoint(job.checkpoint)
+    asked = {"out_jsonl": job.out_jsonl, "image_mode": job.image_mode}
+    with kernels.threads_of(threads):
+        return evaluate(model, processor, job.items, **asked, **options)
 
 
 def option_likelihoods(

@@ -13,6 +13,8 @@ products is memory: the (T, T) scores exist. Same numbers as transformers' "eage
 the scores to float32 in memory; torch's bf16 softmax does so in registers.
 """
 
+from contextlib import contextmanager
+
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
@@ -38,6 +40,17 @@ def has_bf16(device_type: str) -> bool:
 def attention(device_type: str, precision: str) -> str:
     """Return the faster attention implementation on "cpu" or "cuda" in "bf16" or "float32"."""
     return MATMUL if device_type == "cpu" and precision == "bf16" else "sdpa"
+
+
+@contextmanager
+def threads_of(number: int):
+    """Let torch use `number` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def matmul_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):

@@ -4,6 +4,8 @@
     tower, metrics = pretrain_vision_tower(profile, images, captions, tokenizer, groups=modalities)
     language_model, metrics = pretrain_language_model(profile, documents, tokenizer)
 
+`start_vision_tower` trains the first in a process of its own, beside the second.
+
 Paper: none; section 4.1 starts from CLIP ViT-L/14-336 and InternLM2.5-7B, which the `paper`
 profile loads (gmai_lib.model.weights). Only the `mini` profile uses this file.
 Departs from CLIP where a few hundred steps must do: the image embedding is the mean of the patch
@@ -18,6 +20,7 @@ Shape letters: B images, P patches, D tower width, E embedding width, T tokens o
 import math
 import re
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from itertools import chain
@@ -28,6 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast
 
+from gmai_lib.dataset import pool
 from gmai_lib.model import chat, kernels
 from gmai_lib.model.chat import (
     GROUNDING_TOKENS,
@@ -137,6 +141,35 @@ class _ContrastivePair(nn.Module):
             hidden = layer(hidden, attention_mask=None)
         last = tower.encoder.layers[-1](hidden, attention_mask=None)
         return hidden[:, 1:], tower.post_layernorm(last[:, 1:])
+
+
+def start_vision_tower(
+    folder, profile, images, captions, tokenizer, *, threads: int, **options
+) -> Callable[[], tuple]:
+    """Start `pretrain_vision_tower` in a process of its own; return the function that awaits it.
+
+    That function returns what `pretrain_vision_tower` does, and raises what it raised; the tower
+    comes by way of `folder`. `threads`: of that process. A matrix of this size is done before a
+    second thread has begun: two trainings of one thread each do half again as much in a second as
+    one of two threads.
+    """
+    arguments = (profile, images.numpy(), captions, tokenizer)  # numpy: not by way of /dev/shm
+    training = pool.in_background(_write_vision_tower, folder, threads, arguments, options)
+
+    def finish():
+        metrics = training.result()
+        return CLIPVisionModel.from_pretrained(folder, dtype=torch.float32).eval(), metrics
+
+    return finish
+
+
+def _write_vision_tower(folder, threads, arguments, options) -> list[dict]:
+    profile, images, captions, tokenizer = arguments
+    with kernels.threads_of(threads):
+        images = torch.from_numpy(images)
+        tower, metrics = pretrain_vision_tower(profile, images, captions, tokenizer, **options)
+    tower.save_pretrained(folder)
+    return metrics
 
 
 def pretrain_vision_tower(
@@ -285,10 +318,10 @@ def _batches(groups, count, size, generator):
     members = [(member == number).nonzero().squeeze(1) for number in range(len(numbers))]
     weights = torch.tensor([len(group) for group in members]).sqrt()
     while True:
-        pool = torch.arange(count)
+        drawn_from = torch.arange(count)
         if torch.rand((), generator=generator) < GROUPED_FRACTION:
-            pool = members[torch.multinomial(weights, 1, generator=generator)]
-        yield pool[torch.randint(len(pool), (size,), generator=generator)]
+            drawn_from = members[torch.multinomial(weights, 1, generator=generator)]
+        yield drawn_from[torch.randint(len(drawn_from), (size,), generator=generator)]
 
 
 def encode_documents(documents: list[dict], tokenizer) -> list[dict]:
