@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gmai_lib"
 # Lower layers first; a module may import its own layer and those before it.
 LAYERS = [
-    {"config", "schema", "outputs", "llm", "grounding"},
+    {"config", "schema", "outputs", "llm", "grounding", "pool"},
     {"dataset", "model"},
     {"training", "evaluation"},
     {"report", "cards", "lens", "doctor"},

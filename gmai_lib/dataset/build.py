@@ -27,8 +27,8 @@ from random import Random
 
 from gmai_lib.dataset import fidelity, licenses
 from gmai_lib.dataset.facts import extract
-from gmai_lib.dataset.pool import on_cluster, ordered
 from gmai_lib.outputs import atomic, read_json, sha256_of, write_json
+from gmai_lib.pool import on_cluster, ordered
 from gmai_lib.schema import SPLITS, Ledger, Record, Sample, sample_features
 
 # Columns of the counts in the manifest; every sample is in exactly one row.

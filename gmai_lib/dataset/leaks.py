@@ -29,7 +29,8 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from gmai_lib.dataset import curate, images, pool, readers, recipes
+from gmai_lib import pool
+from gmai_lib.dataset import curate, images, readers, recipes
 from gmai_lib.schema import Ledger, Record
 
 REASONS = ("same bytes", "same patient", "same volume", "looks the same", "same text")

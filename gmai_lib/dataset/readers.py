@@ -34,7 +34,6 @@ from gmai_lib.dataset import (
     videos,
     volumes,
 )
-from gmai_lib.dataset.pool import counted
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
     STEP,
@@ -48,6 +47,7 @@ from gmai_lib.dataset.records import (
     new_record,
     others,
 )
+from gmai_lib.pool import counted
 from gmai_lib.schema import IMAGE_MODALITIES, NO_FINDING, Box, Ledger, Record
 
 _DICOM = (".dcm", ".dicom")  # images of a table or an index, one per file

@@ -40,7 +40,6 @@ from gmai_lib.dataset.planes import (
     text_of,
     voi_window,
 )
-from gmai_lib.dataset.pool import counted
 from gmai_lib.dataset.recipes import Recipe
 from gmai_lib.dataset.records import (
     STEP,
@@ -60,6 +59,7 @@ from gmai_lib.dataset.stacks import (
     redacted,
 )
 from gmai_lib.outputs import read_json
+from gmai_lib.pool import counted
 from gmai_lib.schema import NO_FINDING, Box, Ledger, Record
 
 _PERCENTILES = (0.5, 99.5)  # grey range of slices without a declared window (MR, PET)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gmai_lib.dataset import pool
+from gmai_lib import pool
 from gmai_lib.dataset.images import decode, to_png
 from gmai_lib.dataset.phrases import LETTER
 from gmai_lib.evaluation.extraction import LETTERS

@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, CLIPVisionModel, PreTrainedTokenizerFast
 
-from gmai_lib.dataset import pool
+from gmai_lib import pool
 from gmai_lib.model import chat, kernels
 from gmai_lib.model.chat import (
     GROUNDING_TOKENS,
