@@ -285,8 +285,8 @@ def test_ranks_share_one_order(store):
         whole, *parts = next(alone), *(next(rank) for rank in ranks)
         assert whole.epoch == parts[0].epoch == parts[1].epoch
         assert _tokens(whole) == sorted(_tokens(parts[0]) + _tokens(parts[1]))
-        assert [b["noise_seed"] for b in whole.micro_batches] == [
-            part.micro_batches[0]["noise_seed"] for part in parts
+        assert [b["noise_seeds"].tolist() for b in whole.micro_batches] == [
+            part.micro_batches[0]["noise_seeds"].tolist() for part in parts
         ]
         labels = sum((b["labels"] != -100).sum().item() for b in whole.micro_batches)
         assert whole.label_tokens == labels == parts[0].label_tokens
@@ -345,11 +345,62 @@ def test_text_only_batch_asks_for_the_dummy_image(store):
 
 def test_noise_is_small_grey_and_set_by_its_seed():
     pixels = torch.full((2, 3, 16, 16), 100, dtype=torch.uint8)
-    first, again, other = (loader.vary(pixels, seed) for seed in ((0, 1), (0, 1), (0, 2)))
+    first, again, other = (loader.vary(pixels, seeds) for seeds in ((0, 1), (0, 1), (2, 3)))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(first[:, 0], first[:, 1])  # a grey image stays grey
     assert 0 < (first - 100).abs().max() < 255 * (loader.BRIGHTNESS + 5 * loader.NOISE)
     assert first[0].mean() != first[1].mean()  # one draw per image
+    assert torch.equal(first[1:], loader.vary(pixels[1:], (1,)))  # whatever lies beside it
+    with pytest.raises(ValueError, match="argument"):
+        loader.vary(pixels, (0,))
+
+
+def _varied(step) -> dict[bytes, torch.Tensor]:
+    """The pixel values of a step by the bytes of their images (which all differ here)."""
+    found = {}
+    for batch in step.micro_batches:
+        values = loader.to_device(batch, "cpu", torch.float32)["pixel_values"]
+        found |= {p.numpy().tobytes(): v for p, v in zip(batch["pixels"], values, strict=True)}
+    return found
+
+
+@pytest.mark.parametrize(("micro", "ranks"), [(1, 1), (2, 1), (4, 1), (2, 2), (1, 4)])
+def test_noise_of_an_image_is_the_same_in_any_micro_batch_and_on_any_rank(store, micro, ranks):
+    whole = replace(INSTRUCT, global_batch_size=8, micro_batch_size=8)
+    stage = replace(whole, micro_batch_size=micro)
+    reference = loader.PairLoader(store, whole, seed=4)
+    parts = [
+        loader.PairLoader(store, stage, seed=4, rank=r, world_size=ranks) for r in range(ranks)
+    ]
+    images = []
+    for _ in range(9):  # into the next epoch
+        expected, found = _varied(next(reference)), {}
+        for part in parts:
+            found |= _varied(next(part))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        images.append(expected)
+    seen = [(key, value) for step in images for key, value in step.items()]
+    again = {key: value for key, value in seen}  # the last time, in the next epoch
+    repeated = [torch.equal(value, again[key]) for key, value in seen if value is not again[key]]
+    assert repeated and not any(repeated)
+
+
+def test_order_goes_on_with_another_number_of_ranks_and_another_micro_batch(store):
+    stage = replace(INSTRUCT, global_batch_size=8)
+    alone, data = (loader.PairLoader(store, stage, seed=1) for _ in range(2))
+    for ranks, micro in ((1, 2), (2, 4), (4, 1), (1, 8)):
+        changed = replace(stage, micro_batch_size=micro)
+        parts = [
+            loader.PairLoader(store, changed, seed=1, rank=r, world_size=ranks)
+            for r in range(ranks)
+        ]
+        for part in parts:
+            part.load_state_dict(data.state_dict())
+        for _ in range(3):
+            tokens = [row for part in parts for row in _tokens(next(part))]
+            assert sorted(tokens) == _tokens(next(alone))
+        data = parts[-1]
 
 
 @pytest.mark.parametrize(

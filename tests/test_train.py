@@ -156,7 +156,7 @@ def test_a_stage_trains_on_its_mixture_and_says_so(inputs, tmp_path):
 
 @pytest.mark.parametrize("weighting", ["token", "square_root"])
 def test_micro_batch_and_accumulation_do_not_change_the_gradient(inputs, weighting):
-    """1 x 8, 2 x 4, 4 x 2 and 8 x 1 (packs x micro steps), in float64, over two steps."""
+    """1 x 8, 2 x 4, 4 x 2 and 8 x 1 (packs x micro steps), with noise, in float64, two steps."""
     model, processor = weights.load_checkpoint(inputs / "initial")
     model = model.double().train()
     store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
@@ -169,7 +169,7 @@ def test_micro_batch_and_accumulation_do_not_change_the_gradient(inputs, weighti
             assert len(step.micro_batches) == 8 // micro
             model.zero_grad()
             for batch in step.micro_batches:
-                given = loader.to_device(batch, "cpu", torch.float64, noise=False)
+                given = loader.to_device(batch, "cpu", torch.float64)
                 model(**given, num_items_in_batch=step.label_weight).loss.backward()
             found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for number, gradients in enumerate(found[2:]):
@@ -181,11 +181,11 @@ def test_micro_batch_and_accumulation_do_not_change_the_gradient(inputs, weighti
 
 @pytest.mark.slow
 def test_micro_batch_and_accumulation_do_not_change_the_update(inputs, tmp_path):
-    """The same through DeepSpeed and AdamW, in float32, without the noise (see loader.vary)."""
+    """The same through DeepSpeed and AdamW, in float32, with the noise (see loader.vary)."""
     moved, losses = [], []
     for micro, ranks in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2)):
         stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=2)
-        stage = replace(stage, global_batch_size=8, micro_batch_size=micro, augment=False)
+        stage = replace(stage, global_batch_size=8, micro_batch_size=micro, augment=True)
         out = tmp_path / f"{micro}-{ranks}"
         assert run_ranks(write_run(out, inputs, stage, ranks), ranks) == [0] * ranks, _log(out)
         losses.append([row["loss"] for row in _metrics(out)])

@@ -5,13 +5,14 @@
     step = next(loader)  # the packs of one optimizer step
     inputs = to_device(step.micro_batches[0], "cpu", torch.bfloat16)
 
-Order, packs and noise depend only on (seed, epoch, position), not on the number of ranks or on
-where a run was resumed; the noise also on the micro batch size (`stage.augment` turns it off).
+Order, packs and noise depend only on (seed, epoch, position), not on the number of ranks, on the
+micro batch size or on where a run was resumed (`stage.augment` turns the noise off).
 
 Paper: section 4.2, the stage table (subsets per stage) and table 10 (mixture). Departs: training
 varies brightness, contrast and noise a little, because the mini profile sees few images.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ BRIGHTNESS, CONTRAST, NOISE = 0.05, 0.1, 0.01  # of full scale; largest shift, f
 class Step:
     """The packs of one optimizer step: this rank's batches, and counts over all ranks."""
 
-    micro_batches: list[dict]  # see packing.collate; plus "noise_seed" (ints), "members" (rows)
+    micro_batches: list[dict]  # see packing.collate; plus "noise_seeds" (N,), "members" (rows)
     epoch: int
     samples: int
     images: int
@@ -230,7 +231,13 @@ class PairLoader:
                 epoch, start = epoch + 1, 0
         # Images decide what a pack costs, since all are nearly equally long.
         lengths, images = self.lengths, self.images
-        costs = [images[p].sum() * stage.max_length + lengths[p].sum() for p in packs]
+        counts = [int(images[members].sum()) for members in packs]
+        rng = np.random.default_rng((self.seed, *position))
+        seeds = np.split(rng.integers(2**62, size=sum(counts)), np.cumsum(counts)[:-1])
+        costs = [
+            count * stage.max_length + lengths[members].sum()
+            for count, members in zip(counts, packs, strict=True)
+        ]
         hands = deal(costs, stage.global_batch_size // stage.micro_batch_size)
         batches = []
         for number in range(self.rank, len(hands), self.world_size):
@@ -239,7 +246,8 @@ class PairLoader:
             if torch.cuda.is_available():
                 batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
             batch["members"] = [packs[place] for place in hands[number]]
-            batches.append(batch | {"noise_seed": (self.seed, *position, number)})
+            batch["noise_seeds"] = np.concatenate([seeds[place] for place in hands[number]])
+            batches.append(batch)
         members = np.concatenate(packs)
         sizes = np.array([lengths[p].sum() for p in packs])
         in_order = np.arange(len(packs)).reshape(len(hands), -1).tolist()
@@ -247,7 +255,7 @@ class PairLoader:
             micro_batches=batches,
             epoch=position[0],
             samples=len(members),
-            images=int(images[members].sum()),
+            images=sum(counts),
             tokens=int(sizes.sum()),
             padded_tokens=int(sum(len(hand) * sizes[hand].max() for hand in hands)),
             # Known to every rank without asking the others: the loss is a mean over these.
@@ -284,7 +292,6 @@ class PairLoader:
             "mixture": self.stage.mixture,
             "max_length": self.stage.max_length,
             "global_batch_size": self.stage.global_batch_size,
-            "micro_batch_size": self.stage.micro_batch_size,
         }
 
 
@@ -321,14 +328,14 @@ def to_device(batch: dict, device, dtype: torch.dtype, *, noise: bool = True) ->
     """Turn a micro batch into the model's arguments on `device`.
 
     Pixels travel as bytes; noise, normalisation and the attention mask are made there. With
-    `noise` the pixels are varied (see `vary`) by the batch's own seed; without, they are what
+    `noise` the pixels are varied (see `vary`) by the images' own seeds; without, they are what
     `chat.pixel_values` gives at inference.
     """
     names = ("input_ids", "labels", "label_weights", "position_ids", "sequence_ids", "pixels")
     moved = {name: batch[name].to(device, non_blocking=True) for name in names}
     pixels = moved.pop("pixels")
     if noise:
-        pixels = vary(pixels, batch["noise_seed"])
+        pixels = vary(pixels, batch["noise_seeds"])
     inputs = {name: moved[name] for name in names[:4]}
     inputs["attention_mask"] = block_mask(moved["sequence_ids"])
     inputs["pixel_values"] = chat.normalize_pixels(pixels).to(dtype)
@@ -336,18 +343,22 @@ def to_device(batch: dict, device, dtype: torch.dtype, *, noise: bool = True) ->
     return inputs
 
 
-def vary(pixels: torch.Tensor, seed: tuple[int, ...]) -> torch.Tensor:
+def vary(pixels: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     """Change brightness, contrast and noise of (N, 3, S, S) uint8 images; returns float 0..255.
 
-    One draw per image, the noise equal in the three channels: grey images stay grey. No flips
-    and no crops: answers name sides and places.
+    One seed per image, so that it does not matter which others lie in its batch. The noise is
+    equal in the three channels: grey images stay grey. No flips and no crops: answers name sides
+    and places.
     """
-    state = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator(pixels.device).manual_seed(state)
-    count, size = len(pixels), pixels.shape[-1]
-    draws = torch.rand((2, count, 1, 1, 1), generator=generator, device=pixels.device) * 2 - 1
-    noise = torch.randn((count, 1, size, size), generator=generator, device=pixels.device)
+    count, size, device = len(pixels), pixels.shape[-1], pixels.device
+    generator, draws = torch.Generator(device), torch.empty((count, 2, 1, 1, 1), device=device)
+    noise = torch.empty((count, 1, size, size), device=device)
+    for seed, draw, grain in zip(seeds, draws, noise, strict=True):
+        generator.manual_seed(int(seed))
+        draw.uniform_(-1, 1, generator=generator)
+        grain.normal_(generator=generator)
+    contrast, brightness = draws.unbind(1)
     varied = pixels.float()
     mean = varied.mean((1, 2, 3), keepdim=True)
-    varied = (varied - mean) * (1 + CONTRAST * draws[0]) + mean
-    return (varied + 255 * (BRIGHTNESS * draws[1] + NOISE * noise)).clamp(0, 255)
+    varied = (varied - mean) * (1 + CONTRAST * contrast) + mean
+    return (varied + 255 * (BRIGHTNESS * brightness + NOISE * noise)).clamp(0, 255)
