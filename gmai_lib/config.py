@@ -186,6 +186,9 @@ class Stage:
     offload_parameters: bool = False  # weights in host memory, ZeRO 3
     bucket_elements: int = 500_000_000  # gradients reduced at once; DeepSpeed's default
     max_loss_jump: float = 5.0  # times the recent median loss that stops a run [chosen]
+    # Above 0, the language model learns by adapters of this rank (model.lora) and is else frozen.
+    lora_rank: int = 0
+    lora_alpha: float = 16.0  # the adapters are scaled by alpha / rank [code]
 
     def __post_init__(self):
         if not set(self.trainable) <= set(PARTS):
@@ -213,6 +216,11 @@ class Stage:
                 raise ValueError(
                     f"stage {self.name}: {name} {getattr(self, name)!r} not in {known}"
                 )
+        if self.lora_rank and (self.lora_rank < 0 or "language_model" not in self.trainable):
+            raise ValueError(
+                f"stage {self.name}: lora_rank {self.lora_rank} must be positive, and needs "
+                f"language_model among the trainable parts {self.trainable}"
+            )
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError(f"stage {self.name}: offload_optimizer needs zero_stage 1 to 3, not 0")
         if self.offload_parameters and self.zero_stage != 3:

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gmai_lib import config
 from gmai_lib.config import PARTS, STAGES
-from gmai_lib.model import chat, gmai_vl, kernels, standins
+from gmai_lib.model import chat, gmai_vl, kernels, lora, standins
 from gmai_lib.training import flops, metrics
 from gmai_lib.training.packing import block_mask
 
@@ -25,6 +25,8 @@ def _counted(tokenizer, stage) -> dict[str, dict[str, int]]:
     """Forward and backward FLOPs per part, counted by torch while a mini model runs."""
     model = gmai_vl.from_profile(MINI, tokenizer)
     model.set_trainable(stage.trainable)
+    if stage.lora_rank:
+        lora.attach(model, rank=stage.lora_rank, alpha=stage.lora_alpha, seed=0)
     model.set_attn_implementation(kernels.MATMUL)
     shape, patches = (PACKS, stage.max_length), MINI.vision.num_patches
     input_ids = torch.full(shape, 7)
@@ -58,9 +60,10 @@ def _part(table, prefix) -> int:
     return sum(sum(table[name].values()) for name in top)
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [*STAGES, "adapters"])
 def test_flops_agree_with_torchs_counter(tokenizer, name):
-    stage = MINI.stage(name)
+    stage = MINI.stages[2] if name == "adapters" else MINI.stage(name)
+    stage = replace(stage, lora_rank=16 if name == "adapters" else 0)
     per_part, forward, backward = _counted(tokenizer, stage)
     text_tokens = PACKS * stage.max_length - IMAGES * MINI.vision.num_patches
     computed = flops.model_flops(MINI, stage, text_tokens, IMAGES, label_tokens=LABELS)

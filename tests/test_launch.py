@@ -239,6 +239,24 @@ def test_changed_run_starts_afresh(inputs, tmp_path, monkeypatch):
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
+def test_other_ranks_or_checkpoints_do_not_start_afresh(inputs, tmp_path):
+    files = {"pairs": inputs / "pairs", "init": inputs / "initial", "out": tmp_path, "seed": 0}
+    launch.prepare_run(tiny_profile(), STAGE, **files)
+    (tmp_path / "training").mkdir()
+    run_file = launch.prepare_run(
+        replace(tiny_profile(), ranks=1), STAGE, keep_best="training", **files
+    )
+    assert (tmp_path / "training").exists()
+    run = read_json(run_file)
+    assert (run["ranks"], run["keep_best"]) == (1, "training")
+    with pytest.raises(ValueError, match=r"keep_best 'all' not in \('no', 'training', 'val"):
+        launch.prepare_run(tiny_profile(), STAGE, keep_best="all", **files)
+    with pytest.raises(ValueError, match="pairs has no validation shards"):
+        launch.prepare_run(tiny_profile(), STAGE, keep_best="validation", **files)
+    launch.prepare_run(tiny_profile(), STAGE, **files | {"seed": 1})
+    assert not (tmp_path / "training").exists()
+
+
 @pytest.mark.slow
 def test_killed_and_interrupted_stage_resumes_without_orphans(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)  # 1 thread each

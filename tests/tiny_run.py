@@ -135,7 +135,7 @@ def write_run(folder: Path, inputs: Path, stage: config.Stage, ranks: int, **cha
     paths = {"pairs": inputs / "pairs", "init": inputs / "initial", "cache": inputs / "cache"}
     run = {name: str(path) for name, path in (paths | {"out": folder}).items()}
     run |= {"stage": asdict(stage), "ranks": ranks, "seed": 0, "checkpoint_steps": 100}
-    run |= {"keep_checkpoints": 2} | changes
+    run |= {"keep_checkpoints": 2, "keep_best": "no"} | changes
     return write_json(folder / "run.json", run)
 
 

@@ -1,10 +1,11 @@
 """Low-rank adapters (LoRA, QLoRA) in PEFT's file format: where they go, merged and exported.
 
-    from peft import LoraConfig, get_peft_model
-    adapted = get_peft_model(model, LoraConfig(target_modules=lora.TARGETS, **lora.AUTHORS))
-    ...  # train; the model may be NF4 (weights.quantize_language_model)
-    adapted.save_pretrained(folder)
-    lora.merge(unquantised, folder)  # or weights.export_llava(unquantised, ..., adapter=folder)
+    lora.attach(model, rank=64, alpha=16, seed=0)  # what a stage with lora_rank does
+    lora.save(dict(model.named_parameters()), folder, rank=64, alpha=16, base=init)
+    lora.merge(plain, folder)  # or weights.export_llava(plain, ..., adapter=folder)
+
+PEFT's own get_peft_model(model, LoraConfig(target_modules=lora.TARGETS, **lora.AUTHORS)) does as
+well, also beside NF4 weights (weights.quantize_language_model), and saves the same files.
 
 An adapter adds scale * B A to a weight W (https://arxiv.org/abs/2106.09685). It is merged into the
 unquantised weights, not into NF4 ones, which could not hold it.
@@ -28,6 +29,50 @@ _KEY = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
 # What would change the formula, and the value with which it does not.
 _PLAIN = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "use_dora": False}
 _PLAIN |= {"modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}}
+
+
+def attach(model: nn.Module, *, rank: int, alpha: float, seed: int):
+    """Put adapters into the language model of `model`, in place; they learn instead of its weights.
+
+    What learns in the other parts goes on learning. A is drawn by `seed`, B is zero. Raises
+    ImportError without peft, and ValueError if no module is among TARGETS.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    learning = {name for name in learning if not name.startswith("language_model.")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LoraConfig(target_modules=TARGETS, r=rank, lora_alpha=alpha)
+        inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learning or _ADAPTER in name)
+
+
+_ADAPTER = ".lora_"  # in the name of an adapter's weight
+_WRAPPED = ".base_layer."  # in the name of a weight beside which it lies
+
+
+def plain_name(name: str) -> str | None:
+    """Return a parameter's name before `attach`; None for the adapters' own."""
+    return None if _ADAPTER in name else name.replace(_WRAPPED, ".")
+
+
+def save(parameters: dict[str, torch.Tensor], folder: Path, *, rank: int, alpha: float, base: str):
+    """Write the adapters among `parameters` (by their names after `attach`) to `folder`."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        target_modules=TARGETS, r=rank, lora_alpha=alpha, base_model_name_or_path=str(base)
+    )
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    tensors = {
+        f"base_model.model.{name.replace('.default.', '.')}": tensor.detach().cpu().contiguous()
+        for name, tensor in parameters.items()
+        if _ADAPTER in name
+    }
+    save_file(tensors, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def read(folder: Path) -> tuple[float, dict[str, tuple[torch.Tensor, torch.Tensor]]]:

@@ -70,10 +70,11 @@ def model_flops(
     attention = 4 * tokens * text.num_hidden_layers * stage.max_length * text.hidden_size
     labels = text_tokens if label_tokens is None else label_tokens
     linear += 2 * labels * text.hidden_size * text.vocab_size
-    passes = 2 if "language_model" in learns else 1
+    passes = 2 if "language_model" in learns and not stage.lora_rank else 1
+    adapters = 2 * tokens * _adapter_weights(text, stage.lora_rank)
     counts["language_model"] = {
-        "forward": linear + attention,
-        "backward": passes * linear + 2 * attention,
+        "forward": linear + attention + adapters,
+        "backward": passes * linear + 2 * attention + 2 * adapters,
     }
     return counts
 
@@ -115,7 +116,9 @@ def memory_table(profile: Profile) -> list[dict]:
     rows = []
     for stage in profile.stages:
         size = WEIGHT_BYTES[stage.precision]
-        trained = sum(counts[part] for part in stage.trainable)
+        learning = counts | {"language_model": _adapter_weights(profile.text, stage.lora_rank)}
+        learning = learning if stage.lora_rank else counts
+        trained = sum(learning[part] for part in stage.trainable)
         for zero_stage in range(4):
             shares = [profile.ranks if zero_stage >= level else 1 for level in (3, 2, 1)]
             sizes = [sum(counts.values()) * size, trained * size, trained * OPTIMIZER_BYTES]
@@ -210,6 +213,14 @@ def _used_layers(profile: Profile) -> int:
 def _vision_layer_weights(vision) -> int:
     """Matrix weights of a CLIP layer: query, key, value, output and two of the MLP."""
     return 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+
+
+def _adapter_weights(text, rank: int) -> int:
+    """Weights of the low-rank adapters beside the seven matrices of every Llama layer."""
+    width, inner = text.hidden_size, text.intermediate_size
+    key_value = width * text.num_key_value_heads // text.num_attention_heads
+    ends = 2 * (width + width) + 2 * (width + key_value) + 3 * (width + inner)
+    return text.num_hidden_layers * rank * ends
 
 
 def _text_layer_weights(text) -> int:

@@ -8,14 +8,14 @@ The second shows the command and DeepSpeed's configuration, and runs nothing; wi
 trains here, or writes the script to submit (cluster.py).
 
 The notebook's own process stays free of torch and of what a crash leaves behind. A stage that
-is already complete is not repeated, a killed one resumes from its last training checkpoint, and
-one whose inputs changed starts afresh. Files in `out`: run.json (what was asked), profile.json,
-log.txt (all output of the processes), metrics.jsonl (one line per optimizer step), training/
-(DeepSpeed checkpoints, while it runs; checkpoints.py), checkpoint/ (the result), frozen.json
+is already complete is not repeated, a killed one resumes from its last training checkpoint, on as
+many processes as before or on others, and one whose inputs changed starts afresh. Files in `out`:
+run.json (what was asked), profile.json, log.txt (all output of the processes), metrics.jsonl (one
+line per optimizer step), training/ (DeepSpeed checkpoints, while it runs; checkpoints.py),
+checkpoint/ (the result), adapter/ (of a LoRA stage, already merged into checkpoint/), frozen.json
 (hashes per part), training.json (the returned dict; its presence means complete).
 
 Paper: section 4.2 (DeepSpeed, three stages). This module imports no torch.
-[NOT IMPLEMENTED] resuming on another number of ranks: ZeRO splits the optimizer state by rank.
 """
 
 import argparse
@@ -44,6 +44,9 @@ CHECKPOINT_STEPS = 100  # optimizer steps between training checkpoints [chosen]
 POLL_S = 0.2  # how often progress is read
 TAIL_LINES = 20  # of the log, shown when a stage fails
 KEPT_CHECKPOINTS = 2  # the newest; one to fall back on [chosen]
+# By whose loss a best checkpoint is kept as well: none, that of the last training steps, or that of
+# the validation split.
+KEEP_BEST = ("no", "training", "validation")
 _TRACEBACK = re.compile(r"(\[rank\d+\]: )Traceback")
 _ERROR = re.compile(r"(?:\[rank\d+\]: )?([A-Za-z_.]+(?:Error|Exception|Interrupt): .+)")
 COMPLETE = "complete.json"  # in a training checkpoint: what it holds, and that it is whole
@@ -64,6 +67,7 @@ def run_stage(
     cache: Path | None = None,
     checkpoint_steps: int = CHECKPOINT_STEPS,
     keep_checkpoints: int = KEPT_CHECKPOINTS,
+    keep_best: str = "no",
     on_metrics: Callable[[dict], None] | None = None,
 ) -> dict:
     """Train one stage from checkpoint `init` on the Parquet shards in `pairs`.
@@ -74,7 +78,9 @@ def run_stage(
     of the last ten steps), seconds, tokens, tokens_per_s, images, resumed_from (0 = from the
     start), world_size, device, precision, peak_rss_gib (of rank 0), mfu, data_wait_share,
     rank_spread (and _in_order: undealt), samples (counts), cut (samples shortened), reused.
-    A training checkpoint is written every `checkpoint_steps`; `keep_checkpoints` are kept.
+    A training checkpoint is written every `checkpoint_steps`; the newest `keep_checkpoints` are
+    kept. With `keep_best` (see KEEP_BEST) that of the lowest loss is kept, too, and stays in
+    `out`/training when the stage is complete (best_step and best_loss in the result).
 
     Raises RuntimeError with the last lines of the log if a process fails. On KeyboardInterrupt
     every process is stopped; the next call resumes.
@@ -82,6 +88,7 @@ def run_stage(
     stage, out = profile.stage(stage_name), Path(out).resolve()
     files = {"pairs": pairs, "init": init, "cache": cache, "seed": seed}
     files |= {"checkpoint_steps": checkpoint_steps, "keep_checkpoints": keep_checkpoints}
+    files["keep_best"] = keep_best
     run_file = prepare_run(profile, stage_name, out=out, **files)
     if run_file is None:
         for row in _complete_lines(out / "metrics.jsonl") if on_metrics else ():
@@ -103,6 +110,7 @@ def prepare_run(
     cache: Path | None = None,
     checkpoint_steps: int = CHECKPOINT_STEPS,
     keep_checkpoints: int = KEPT_CHECKPOINTS,
+    keep_best: str = "no",
 ) -> Path | None:
     """Write `out`/run.json for train.py and return its path, None if the stage is complete.
 
@@ -116,9 +124,12 @@ def prepare_run(
             f"keep_checkpoints {keep_checkpoints} and checkpoint_steps {checkpoint_steps} must be "
             "at least 1"
         )
+    if keep_best not in KEEP_BEST:
+        raise ValueError(f"keep_best {keep_best!r} not in {KEEP_BEST}")
+    if keep_best == "validation" and not list(Path(pairs).glob("validation-*.parquet")):
+        raise ValueError(f'{pairs} has no validation shards; use keep_best="training"')
     run = {
         "stage": asdict(stage),
-        "ranks": profile.ranks,
         "seed": seed,
         "fingerprints": {
             "pairs": fingerprint(pairs),
@@ -135,8 +146,11 @@ def prepare_run(
     paths = {"pairs": pairs, "init": init, "out": out, "cache": cache or out / "cache"}
     paths = {name: str(Path(path).resolve()) for name, path in paths.items()}
     profile.to_json(out / "profile.json")
-    steps = {"checkpoint_steps": checkpoint_steps, "keep_checkpoints": keep_checkpoints}
-    return write_json(out / "run.json", run | paths | steps)
+    # Not compared above: another number of ranks goes on where the last one stopped.
+    others = {"ranks": profile.ranks, "checkpoint_steps": checkpoint_steps, "keep_best": keep_best}
+    return write_json(
+        out / "run.json", run | paths | others | {"keep_checkpoints": keep_checkpoints}
+    )
 
 
 def run_stages(
@@ -349,7 +363,7 @@ def _clear(out: Path):
     """Remove what an earlier, different run left in `out`."""
     for name in ("training.json", "frozen.json", "metrics.jsonl", "log.txt"):
         (out / name).unlink(missing_ok=True)
-    for name in ("training", "checkpoint"):
+    for name in ("training", "checkpoint", "adapter"):
         shutil.rmtree(out / name, ignore_errors=True)
 
 

@@ -16,6 +16,7 @@ import hashlib
 import math
 import os
 import shutil
+import statistics
 import threading
 import time
 import warnings
@@ -26,11 +27,12 @@ from pathlib import Path
 import torch
 
 from gmai_lib.config import PARTS, STAGES, Stage, paper_mixture, paper_samples
-from gmai_lib.model import kernels, weights
+from gmai_lib.model import kernels, lora, weights
 from gmai_lib.model.gmai_vl import part_of
 from gmai_lib.outputs import read_json, write_json
 from gmai_lib.training import checkpoints, launch, loader, metrics
 
+VALIDATION_STEPS = 8  # global batches of the validation split whose loss picks the best [chosen]
 TIMEOUT = timedelta(hours=3)  # how long a rank waits for the others
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,6 +65,8 @@ def train(run: dict, dist, device: torch.device):
     model, processor = weights.load_checkpoint(run["init"])
     before = part_hashes(model) if rank == 0 else None
     model.set_trainable(stage.trainable)
+    if stage.lora_rank:
+        lora.attach(model, rank=stage.lora_rank, alpha=stage.lora_alpha, seed=run["seed"])
     model.set_attn_implementation(kernels.attention(device.type, stage.precision))
     if stage.precision == "float32":
         model.float()
@@ -81,11 +85,15 @@ def train(run: dict, dist, device: torch.device):
     cache = Path(run["cache"])
     if rank == 0:  # builds the store where it is missing; the others then find it
         loader.prepare(run["pairs"], cache, split="train", processor=processor)
+        if run["keep_best"] == "validation":
+            loader.prepare(run["pairs"], cache, split="validation", processor=processor)
     dist.barrier()
     store = loader.prepare(run["pairs"], cache, split="train", processor=processor)
+    if run["keep_best"] == "validation":
+        unseen = loader.prepare(run["pairs"], cache, split="validation", processor=processor)
     data = loader.PairLoader(store, stage, seed=run["seed"], rank=rank, world_size=world_size)
     max_steps = stage.max_steps or max(1, round(stage.epochs * data.steps_per_epoch))
-    first, recent = _resume(engine, data, out, dist)
+    first, recent = _resume(engine, data, stage, out, dist)
     if rank == 0:
         print(f"{data.counts}, {data.cut} of them cut; steps {first} to {max_steps}", flush=True)
         _print_mixture(data)
@@ -105,6 +113,10 @@ def train(run: dict, dist, device: torch.device):
         if (step + 1) % run["checkpoint_steps"] == 0 and step + 1 < max_steps:
             state = {"step": step + 1, "world_size": world_size, "data": data.state_dict()}
             state |= {"recent_losses": guard.recent}
+            if run["keep_best"] == "validation":
+                state["selection_loss"] = validation_loss(engine, unseen, stage, device, dist)
+            elif run["keep_best"] == "training":
+                state["selection_loss"] = statistics.mean(guard.recent)
             keep = run["keep_checkpoints"]
             checkpoints.save(engine, out / "training", state, keep=keep, dist=dist)
 
@@ -116,14 +128,27 @@ def train(run: dict, dist, device: torch.device):
             f"{summary['rank_spread_in_order']:.1%} if packs were not dealt",
             flush=True,
         )
-        write_json(out / "training.json", summary | {"samples": data.counts, "cut": data.cut})
-        shutil.rmtree(out / "training", ignore_errors=True)
+        summary |= {"samples": data.counts, "cut": data.cut}
+        write_json(out / "training.json", summary | _leave_best(out / "training"))
 
 
 def _log(out, first, max_steps, stage, model, device, world_size):
     """The log of rank 0, with what MFU is measured against."""
     peak = metrics.peak_flops(device, DTYPES[stage.precision]) * world_size
     return metrics.Log(out, first, max_steps, stage, metrics.Shapes(model.config), peak)
+
+
+def _leave_best(folder: Path) -> dict:
+    """Remove the training checkpoints but for the best, if one was asked for; say which it is."""
+    best = checkpoints.best(folder)
+    if best is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return {}
+    for path in folder.glob("*step-*"):
+        if path != best:
+            shutil.rmtree(path)
+    state = read_json(best / launch.COMPLETE)
+    return {"best_step": state["step"], "best_loss": state["selection_loss"]}
 
 
 def _print_mixture(data):
@@ -245,6 +270,27 @@ def _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dis
     return metrics.StepResult(total.item(), kinds.kinds(samples, dist), whole, by_part, loss_scale)
 
 
+@torch.no_grad()
+def validation_loss(engine, store, stage: Stage, device, dist) -> float:
+    """Return the loss on the first packs of `store`, at most VALIDATION_STEPS global batches.
+
+    Weighted as in training, over all ranks, without mixture and noise; always the same packs.
+    """
+    ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
+    data = loader.PairLoader(store, replace(stage, mixture=None), seed=0, **ranks)
+    total, weight = torch.zeros((), device=device), 0.0
+    engine.eval()
+    for _ in range(min(VALIDATION_STEPS, math.ceil(data.steps_per_epoch))):
+        step = next(data)
+        weight += step.label_weight
+        for micro_batch in step.micro_batches:
+            inputs = loader.to_device(micro_batch, device, DTYPES[stage.precision], noise=False)
+            total += engine(**inputs, num_items_in_batch=1).loss
+    engine.train()
+    dist.all_reduce(total)
+    return total.item() / weight
+
+
 def _join():
     """Enter the process group; return (torch.distributed, this rank's device)."""
     cuda = torch.cuda.is_available()
@@ -281,16 +327,19 @@ def _exit_at_eof():
     os._exit(1)
 
 
-def _resume(engine, data, out: Path, dist) -> tuple[int, list[float]]:
+def _resume(engine, data, stage: Stage, out: Path, dist) -> tuple[int, list[float]]:
     """Load the newest intact checkpoint, if any; return the steps done and the last losses."""
     found = checkpoints.newest_intact(out / "training", dist)
     if found is None:
         return 0, []
     folder, state = found
-    if state["world_size"] != dist.get_world_size():
+    writers, readers = state["world_size"], dist.get_world_size()
+    other = writers != readers and checkpoints.is_split(folder)
+    if other and stage.optimizer == "adamw_8bit":
         raise ValueError(
-            f"{out}/training was written by {state['world_size']} ranks, not "
-            f"{dist.get_world_size()}; resume with as many, or delete the folder to start again"
+            f"{folder} was written by {writers} ranks, not {readers}, and the moments of "
+            "adamw_8bit are quantised in blocks that cannot be split anew; resume with as many "
+            "ranks, or delete the folder to start again"
         )
     frozen = {n for n, p in engine.module.named_parameters() if not p.requires_grad}
 
@@ -300,7 +349,12 @@ def _resume(engine, data, out: Path, dist) -> tuple[int, list[float]]:
         if unexpected or not set(missing) <= frozen | set(dst._tied_weights_keys or ()):
             raise ValueError(f"{folder} does not fit: {missing[:3]} {unexpected[:3]}")
 
-    engine.load_checkpoint(str(folder.parent), tag=folder.name, custom_load_fn=load)
+    if other:
+        checkpoints.load_split_anew(engine, folder)
+    else:
+        engine.load_checkpoint(str(folder.parent), tag=folder.name, custom_load_fn=load)
+    if writers != readers and dist.get_rank() == 0:
+        print(f"{folder} was written by {writers} ranks, {readers} go on", flush=True)
     data.load_state_dict(state["data"])
     dist.barrier()  # every rank has read it before rank 0 may remove it
     return state["step"], state["recent_losses"]
@@ -309,7 +363,8 @@ def _resume(engine, data, out: Path, dist) -> tuple[int, list[float]]:
 def _finish(engine, stage: Stage, run: dict, before: dict | None, max_steps: int, dist):
     """Write the final checkpoint in the types of `init`, and prove what did not change.
 
-    Raises RuntimeError if a frozen parameter differs from `init` by a single bit.
+    Adapters are written to `out`/adapter and merged into the checkpoint. Raises RuntimeError if a
+    frozen parameter differs from `init` by a single bit.
     """
     out = Path(run["out"])
     size = sum(getattr(p, "ds_numel", p.numel()) * 4 for p in engine.module.parameters())
@@ -317,17 +372,25 @@ def _finish(engine, stage: Stage, run: dict, before: dict | None, max_steps: int
     model, processor = (
         weights.load_checkpoint(run["init"]) if dist.get_rank() == 0 else (None, None)
     )
+    adapters = {}
     for name, parameter in engine.module.named_parameters():
         trained = full_parameter(parameter)  # every rank takes part
         if model is None:
             continue
-        target = model.get_parameter(name)
+        if lora.plain_name(name) is None:
+            adapters[name] = trained
+            continue
+        target = model.get_parameter(lora.plain_name(name))
         if parameter.requires_grad:
             target.data.copy_(trained)
         elif not torch.equal(trained.cpu(), target.to(trained.dtype)):
             raise RuntimeError(f"frozen parameter {name} has changed during training")
     if model is None:
         return
+    if adapters:
+        scale = {"rank": stage.lora_rank, "alpha": stage.lora_alpha}
+        lora.save(adapters, out / "adapter", base=run["init"], **scale)
+        lora.merge(model, out / "adapter")
     weights.save_checkpoint(model, processor, out / "checkpoint")
     write_json(out / "checkpoint" / launch.LINEAGE, launch.lineage(run["init"], stage.name))
     after = part_hashes(weights.load_checkpoint(out / "checkpoint")[0])
