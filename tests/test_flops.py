@@ -73,6 +73,16 @@ def test_flops_agree_with_torchs_counter(tokenizer, name):
     assert sum(row["backward"] for row in computed.values()) == pytest.approx(backward, rel=0.02)
 
 
+def test_adapters_are_what_the_memory_of_a_lora_stage_counts(tokenizer):
+    stage = replace(MINI.stages[2], trainable=("language_model",), lora_rank=8)
+    stage = replace(stage, learning_rates={"language_model": 1e-4})
+    model = gmai_vl.from_profile(MINI, tokenizer)
+    model.set_trainable(stage.trainable)
+    lora.attach(model, rank=8, alpha=16, seed=0)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert flops.memory_table(replace(MINI, stages=(stage,)))[0]["trained"] == learning
+
+
 def test_model_costs_what_its_profile_costs(tokenizer):
     shapes = metrics.Shapes(gmai_vl.from_profile(MINI, tokenizer).config)
     for stage in MINI.stages:

@@ -89,9 +89,11 @@ def train(run: dict, dist, device: torch.device):
             loader.prepare(run["pairs"], cache, split="validation", processor=processor)
     dist.barrier()
     store = loader.prepare(run["pairs"], cache, split="train", processor=processor)
+    ranks = {"rank": rank, "world_size": world_size}
+    data, unseen = loader.PairLoader(store, stage, seed=run["seed"], **ranks), None
     if run["keep_best"] == "validation":
-        unseen = loader.prepare(run["pairs"], cache, split="validation", processor=processor)
-    data = loader.PairLoader(store, stage, seed=run["seed"], rank=rank, world_size=world_size)
+        other = loader.prepare(run["pairs"], cache, split="validation", processor=processor)
+        unseen = loader.PairLoader(other, replace(stage, mixture=None), seed=0, **ranks)
     max_steps = stage.max_steps or max(1, round(stage.epochs * data.steps_per_epoch))
     first, recent = _resume(engine, data, stage, out, dist)
     if rank == 0:
@@ -271,13 +273,12 @@ def _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dis
 
 
 @torch.no_grad()
-def validation_loss(engine, store, stage: Stage, device, dist) -> float:
-    """Return the loss on the first packs of `store`, at most VALIDATION_STEPS global batches.
+def validation_loss(engine, data: loader.PairLoader, stage: Stage, device, dist) -> float:
+    """Return the loss on the first packs of `data`, at most VALIDATION_STEPS global batches.
 
-    Weighted as in training, over all ranks, without mixture and noise; always the same packs.
+    Weighted as in training, over all ranks, without noise; every call begins with the same pack.
     """
-    ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
-    data = loader.PairLoader(store, replace(stage, mixture=None), seed=0, **ranks)
+    data.load_state_dict(data.state_dict() | {"position": (0, 0)})
     total, weight = torch.zeros((), device=device), 0.0
     engine.eval()
     for _ in range(min(VALIDATION_STEPS, math.ceil(data.steps_per_epoch))):
