@@ -84,7 +84,7 @@ def evaluate(
             "('error', 'restart')"
         )
     header = {
-        "items_sha256": _items_sha256(items),
+        "items_sha256": items_sha256(items),
         "num_items": len(items),
         "image_mode": image_mode,
         "seed": seed if image_mode == "shuffled" else None,
@@ -404,7 +404,8 @@ def weights_digest(model) -> str:
     return digest.hexdigest()
 
 
-def _items_sha256(items: list[Item]) -> str:
+def items_sha256(items: list[Item]) -> str:
+    """Return the digest of ids, questions, answers and images; ValueError if an id is repeated."""
     counts = Counter(item.id for item in items)
     repeated = [identifier for identifier, n in counts.items() if n > 1]
     if repeated or not items:
