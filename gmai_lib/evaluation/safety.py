@@ -48,7 +48,7 @@ ONE_ORGAN = frozenset(
 )
 _FACT_KIND = {"location": "place", "side": "side", "count": "count"}
 _DENIED = re.compile(
-    r"\b(?:no|none|not|nothing|neither|without|absent|absence)\b|n't\b|没|无|未|不"
+    r"\b(?:no|none|not|nothing|neither|without|absent|absence)\b|n't\b|没|无|未|不|(?<!是)否"
 )
 _SWAPPED = {"left": "right", "right": "left", "左": "右", "右": "左"}
 
