@@ -1,8 +1,9 @@
-"""How fast this machine builds and trains: `python -m gmai_lib.bench build` or `train OUTPUTS`.
+"""How fast this machine builds, trains and evaluates: `python -m gmai_lib.bench build`.
 
 Reads phantoms of every format with the readers, beside a plain loop that only decodes the same
-files, and writes pairs with the template writer, by one process and by several; bench_train says
-what `train` does. Prints one table and, with --out, a JSON file with machine and versions.
+files, and writes pairs with the template writer, by one process and by several. `train OUTPUTS` and
+`evaluate OUTPUTS` are those of bench_train and bench_evaluate. Prints one table and, with --out, a
+JSON file with machine and versions.
 
 The images read are as large as those of many public datasets; `--size 112` shows what a record
 costs where decoding is nearly free. Files lie in the page cache: this measures the processor, not
@@ -201,11 +202,16 @@ def main(arguments: list[str] | None = None):
     trained = what.add_parser("train", help="a stage beside Hugging Face's Trainer")
     trained.add_argument("outputs", type=Path, help="a finished run, such as outputs/mini")
     trained.add_argument("--steps", type=int, default=40, help="optimizer steps that are timed")
-    for command in (built, trained):
+    asked = what.add_parser("evaluate", help="answers in batches beside one by one, and scoring")
+    asked.add_argument("outputs", type=Path, help="a finished run, such as outputs/mini")
+    asked.add_argument("--questions", type=int, default=200, help="that are answered both ways")
+    asked.add_argument("--answers", type=int, default=100_000, help="that are scored")
+    for command in (built, trained, asked):
         command.add_argument("--out", type=Path, help="write the rows to this JSON file as well")
     parsed = parser.parse_args(arguments)
     print(doctor.banner(config.load("mini"), ""))
-    rows = _build_rows(parsed) if parsed.what == "build" else _train_rows(parsed)
+    work = {"build": _build_rows, "train": _train_rows, "evaluate": _evaluate_rows}
+    rows = work[parsed.what](parsed)
     if parsed.out:
         write_json(parsed.out, {"machine": doctor.banner(config.load("mini"), ""), "rows": rows})
 
@@ -236,6 +242,18 @@ def _train_rows(parsed) -> list[dict]:
             f"{row['samples_per_s']:.0f} samples, {row['padding']:.0%} padding, "
             f"{row['speed-up']:.2f} times Trainer"
         )
+    return rows
+
+
+def _evaluate_rows(parsed) -> list[dict]:
+    from gmai_lib import bench_evaluate
+
+    rows = bench_evaluate.evaluate(parsed.outputs, number=parsed.questions, answers=parsed.answers)
+    for row in rows:
+        beside = f"  {row['speed-up']:.1f} times one by one" if "speed-up" in row else ""
+        beside += f", {row['same']:.1%} of the responses the same" if "same" in row else ""
+        line = f"{row['what']:28} {row['n']:7,} in {row['seconds']:7.1f} s"
+        print(f"{line}  {row['per_second']:9,.0f} per second{beside}")
     return rows
 
 

@@ -278,7 +278,7 @@ class Profile:
     data: DataConfig
     ranks: int  # processes the launcher starts on one machine
     vision_feature_layer: int = -2  # [code] second-to-last layer, class token dropped
-    benchmark_images: int = 400  # images of the phantom benchmark
+    benchmark_images: int = 500  # images of the phantom benchmark
     evaluation_batch_size: int = 64
     seed: int = 0
 
@@ -468,7 +468,7 @@ def mini() -> Profile:
     rates = {"vision_tower": 1e-4, "multi_modal_projector": 1e-3}
     deep = replace(deep, max_steps=110, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=270, learning_rates=rates)
+    instruct = replace(instruct, max_steps=300, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import tiny_run
-from synthetic_records import phantom
+from synthetic_records import phantom, png
 
 from gmai_lib import bench, bench_train
-from gmai_lib.dataset import phantom_files
+from gmai_lib.dataset import curate, phantom_files
 
 
 def test_every_phantom_source_and_the_writer_are_measured(tmp_path, capsys):
@@ -46,3 +46,20 @@ def test_training_is_measured_beside_the_trainer_on_the_same_samples(tmp_path):
     assert ours["steps"] == theirs["steps"] == 3 and theirs["speed-up"] == 1
     assert min(ours["tokens_per_s"], theirs["tokens_per_s"], ours["samples_per_s"]) > 0
     assert 0 <= ours["padding"] < 1 and 0 < theirs["padding"] < 1
+
+
+def test_answering_and_scoring_are_measured(tmp_path, capsys):
+    made = [replace(phantom(n), split="test", image=png(n), sha256="") for n in range(40)]
+    curate.write_records(made, tmp_path / "02_curate" / "records")
+    checkpoint = tmp_path / "09_instruction_tuning" / "checkpoint"
+    tiny_run.write_initial(
+        checkpoint, tiny_run.tiny_profile(precision="float32"), tiny_run.samples(9)
+    )
+    out = tmp_path / "bench.json"
+    counts = ["--questions", "12", "--answers", "300"]
+    bench.main(["evaluate", str(tmp_path), *counts, "--out", str(out)])
+    batched, single, scored, different = json.loads(out.read_text())["rows"]
+    assert (batched["n"], single["n"], scored["n"], different["n"]) == (12, 12, 300, 300)
+    assert batched["speed-up"] == pytest.approx(single["seconds"] / batched["seconds"])
+    assert 0 <= batched["same"] <= 1 and min(scored["seconds"], different["seconds"]) > 0
+    assert "times one by one" in capsys.readouterr().out

@@ -17,7 +17,7 @@ LAYERS = [
     {"dataset", "model"},
     {"training", "evaluation"},
     {"report", "cards", "lens", "doctor"},
-    {"widgets", "bench", "bench_train"},
+    {"widgets", "ablate", "bench", "bench_evaluate", "bench_train"},
 ]
 # These start other processes and must stay light: what they may import of gmai_lib.
 STANDALONE = {

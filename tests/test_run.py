@@ -115,6 +115,50 @@ def test_jobs_side_by_side_answer_like_one_after_the_other(tiny, tmp_path):
         list(run.evaluate_jobs(jobs))
 
 
+def test_two_ranks_together_answer_like_one(tiny, tmp_path):
+    weights.save_checkpoint(*tiny, tmp_path / "checkpoint")
+    items, whole = demo_items(), tmp_path / "whole.jsonl"
+    alone = evaluate(*tiny, items, out_jsonl=whole, batch_size=5, image_mode="shuffled")
+    job = run.Job(tmp_path / "checkpoint", items, tmp_path / "a.jsonl", "shuffled")
+    parts = [replace(job, rank=rank, world_size=2) for rank in range(2)]
+    first, second = run.evaluate_jobs(parts, batch_size=5)
+    assert len(first) + len(second) == len(items) and abs(len(first) - len(second)) <= 6
+    merged = run.merge_parts(items, job.out_jsonl, 2)
+    assert merged == alone
+    assert read_responses(job.out_jsonl) == read_responses(whole)
+    assert evaluate(*tiny, items, out_jsonl=job.out_jsonl, image_mode="shuffled") == alone
+    with pytest.raises(ValueError, match="rank 2 is not one of world_size 2"):
+        evaluate(*tiny, items, out_jsonl=job.out_jsonl, rank=2, world_size=2)
+
+
+def test_parts_with_missing_or_repeated_items_are_not_merged(tiny, tmp_path):
+    items, path = demo_items(kinds=("yes/no", "open")), tmp_path / "a.jsonl"
+    files = [run.part_path(path, rank, 2) for rank in range(2)]
+    assert files[0].name == "a.part-0-of-2.jsonl"
+    evaluate(*tiny, items, out_jsonl=path, batch_size=2, rank=0, world_size=2)
+    with pytest.raises(FileNotFoundError, match=r"part-1-of-2.jsonl is missing: run rank 1 of 2"):
+        run.merge_parts(items, path, 2)
+    evaluate(*tiny, items, out_jsonl=path, batch_size=2, rank=1, world_size=2)
+    texts = [file.read_text("utf-8").splitlines(keepends=True) for file in files]
+    files[1].write_text("".join(texts[1][:-1]), "utf-8")
+    with pytest.raises(ValueError, match="of 12 items 1 have no response in the 2 parts"):
+        run.merge_parts(items, path, 2)
+    files[1].write_text("".join([*texts[1], texts[0][1]]), "utf-8")
+    with pytest.raises(ValueError, match="answers 1 items of another rank"):
+        run.merge_parts(items, path, 2)
+    files[1].write_text("".join([*texts[1], texts[0][1].replace("demo#", "x#")]), "utf-8")
+    with pytest.raises(ValueError, match=r"0 have no response .* and 1 responses are to other"):
+        run.merge_parts(items, path, 2)
+    files[1].write_text("".join([texts[1][0].replace('"image"', '"none"'), *texts[1][1:]]), "utf-8")
+    with pytest.raises(ValueError, match="the ranks must ask the same model the same items"):
+        run.merge_parts(items, path, 2)
+    files[1].write_text("".join(texts[1]), "utf-8")
+    with pytest.raises(ValueError, match="the ranks must ask the same model the same items"):
+        run.merge_parts(items[1:], path, 2)
+    assert not path.exists()
+    assert [row["id"] for row in run.merge_parts(items, path, 2)] == [item.id for item in items]
+
+
 def test_items_with_no_image_and_with_several_are_asked_in_one_batch(tiny, tmp_path):
     items = demo_items(kinds=("open",))
     shown = [(), items[0].images, (*items[1].images, *items[0].images)]

@@ -44,7 +44,8 @@ def summarise(
     training records) where they have the benchmark, kind and language, else of `items` themselves:
     column `majority_from`. `chance_score` is that of drawing among the options, None where an item
     has none. `image_gain` is score minus blind score, with its own interval.
-    `abstained` and `unfinished` are shares of the items.
+    `abstained` and `unfinished` are shares of the items. With the `draws` and the `seed` of the
+    intervals in it, a row can be computed again from stored answers (`evaluation.recompute`).
     """
     majority, majority_from = majority_answers(items, prior_items or [])
     scored = {
@@ -84,6 +85,7 @@ def summarise(
                 row["abstained"] = float(np.mean(silent))
                 row["unfinished"] = float(np.mean([item.id in unfinished for item in kept]))
                 row["question_ids_sha256"] = question_ids_sha256(kept)
+                row |= {"draws": draws, "seed": seed}
                 rows.append(row)
     return rows
 

@@ -5,6 +5,9 @@
     rows = summarise(items, responses, blind, checkpoint="09_instruction_tuning")
     answers = evaluate_jobs([Job(checkpoint, items, out_jsonl), ...], processes=2)
 
+    evaluate(model, processor, items, out_jsonl=path, rank=rank, world_size=8)  # on each rank
+    responses = merge_parts(items, path, world_size=8)                          # once all are done
+
 Batches hold prompts of similar length and one token limit; every response is appended to a JSONL
 file, from which a killed run goes on. What the rows mean: `gmai_lib.evaluation.results`.
 
@@ -39,6 +42,7 @@ __all__ = [
     "Job",
     "evaluate",
     "evaluate_jobs",
+    "merge_parts",
     "option_likelihoods",
     "paired_difference",
     "read_responses",
@@ -64,6 +68,8 @@ def evaluate(
     image_mode: str = "image",
     seed: int = 0,
     if_stale: str = "error",
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[dict]:
     """Return one response per item, in the order of `items`; append them to `out_jsonl` on the way.
 
@@ -75,6 +81,10 @@ def evaluate(
     it was loaded in. Responses already in the file are not asked again; a half-written last line is
     dropped with a warning. A file that holds other items, another image mode or other weights
     raises ValueError, or is begun anew with `if_stale="restart"`.
+
+    Of several ranks each answers its share of the batches into a file of its own (`part_path`)
+    and returns those responses; the batches, and so the rounding, are those of one rank.
+    `merge_parts` joins the files.
     """
     import torch
 
@@ -83,23 +93,30 @@ def evaluate(
             f"image_mode {image_mode!r} not in {IMAGE_MODES} or if_stale {if_stale!r} not in "
             "('error', 'restart')"
         )
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not one of world_size {world_size}")
     header = {
-        "items_sha256": _items_sha256(items),
+        "items_sha256": items_sha256(items),
         "num_items": len(items),
         "image_mode": image_mode,
         "seed": seed if image_mode == "shuffled" else None,
         "weights_digest": weights_digest(model),
     }
-    responses = _open_responses(Path(out_jsonl), header, if_stale)
+    path = Path(out_jsonl)
+    if world_size > 1:
+        path = part_path(path, rank, world_size)
+        header |= {"rank": rank, "world_size": world_size}
+    responses = _open_responses(path, header, if_stale)
     images = replaced_images(items, image_mode, seed)
     own = getattr(model.config, "model_type", "") == "gmai_vl"
     kind = _Asker if own else _ProcessorAsker
     ask = kind(model, processor, with_image=image_mode != "none")
-    batches = _batches([ask.prepare(item, images) for item in items], batch_size)
+    batches = list(_batches([ask.prepare(item, images) for item in items], batch_size))
+    batches = _share(batches, rank, world_size)
     was_training = model.training
     model.eval()
     try:
-        with Path(out_jsonl).open("a", encoding="utf-8") as file, torch.inference_mode():
+        with path.open("a", encoding="utf-8") as file, torch.inference_mode():
             for batch in batches:
                 missing = {p["item"].id for p in batch} - set(responses)
                 # A batch that was cut is asked again as a whole: the padding stays the same, and
@@ -111,17 +128,65 @@ def evaluate(
                 file.flush()
     finally:
         model.train(was_training)
-    return [responses[item.id] for item in items]
+    asked = {prompt["item"].id for batch in batches for prompt in batch}
+    return [responses[item.id] for item in items if item.id in asked]
+
+
+def part_path(out_jsonl: Path, rank: int, world_size: int) -> Path:
+    """Return where one of several ranks writes: a.jsonl -> a.part-0-of-8.jsonl."""
+    return out_jsonl.with_name(f"{out_jsonl.stem}.part-{rank}-of-{world_size}{out_jsonl.suffix}")
+
+
+def merge_parts(items: list[Item], out_jsonl: Path, world_size: int) -> list[dict]:
+    """Join what `world_size` ranks wrote to `out_jsonl`; return a response per item, in order.
+
+    Raises FileNotFoundError if a part is missing, ValueError if one is of another run, or if an
+    item has no response, two, or is none of `items`; nothing is written then. The parts stay.
+    """
+    out_jsonl, shared, responses = Path(out_jsonl), None, {}
+    for rank in range(world_size):
+        path = part_path(out_jsonl, rank, world_size)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run rank {rank} of {world_size}")
+        header, found = read_responses(path)
+        own = (header.pop("rank", None), header.pop("world_size", None))
+        wanted = {"items_sha256": items_sha256(items), "num_items": len(items)}
+        shared = shared or header | wanted
+        if own != (rank, world_size) or header != shared:
+            raise ValueError(
+                f"{path} has the header {header} of rank and world_size {own}, wanted {shared} of "
+                f"{(rank, world_size)}: the ranks must ask the same model the same items"
+            )
+        if twice := sorted(responses.keys() & found):
+            raise ValueError(f"{path} answers {len(twice)} items of another rank, {twice[:3]}")
+        responses |= found
+    missing = [item.id for item in items if item.id not in responses]
+    if missing or len(responses) != len(items):
+        raise ValueError(
+            f"{out_jsonl}: of {len(items)} items {len(missing)} have no response in the "
+            f"{world_size} parts, {missing[:3]}, and {len(responses) + len(missing) - len(items)} "
+            "responses are to other items; run the ranks again, each goes on where it stopped"
+        )
+    lines = [{"header": shared}, *(responses[item.id] for item in items)]
+    with atomic(out_jsonl) as partial_file:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        partial_file.write_text(text, "utf-8")
+    return lines[1:]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of `evaluate`, of a checkpoint of this project."""
+    """One run of `evaluate`, of a checkpoint of this project, or the part of one rank."""
 
     checkpoint: Path
     items: list[Item]
     out_jsonl: Path
     image_mode: str = "image"
+    rank: int = 0
+    world_size: int = 1
+
+
+_ASKED = ("out_jsonl", "image_mode", "rank", "world_size")
 
 
 def evaluate_jobs(jobs: list[Job], *, processes: int = 1, **options) -> Iterator[list[dict]]:
@@ -140,7 +205,7 @@ def _evaluate_job(threads: int, options: dict, job: Job) -> list[dict]:
     from gmai_lib.model import kernels, weights
 
     model, processor = weights.load_checkpoint(job.checkpoint)
-    asked = {"out_jsonl": job.out_jsonl, "image_mode": job.image_mode}
+    asked = {name: getattr(job, name) for name in _ASKED}
     with kernels.threads_of(threads):
         return evaluate(model, processor, job.items, **asked, **options)
 
@@ -356,6 +421,20 @@ def _batches(prompts: list[dict], batch_size: int):
         yield from (same[i : i + batch_size] for i in range(0, len(same), batch_size))
 
 
+def _share(batches: list[list[dict]], rank: int, world_size: int) -> list[list[dict]]:
+    """The batches of one rank: the costliest first, each goes to who has the least to do."""
+    loads, own = [0] * world_size, []
+    for batch in sorted(batches, key=_cost, reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += _cost(batch)
+        own += [batch] if least == rank else []
+    return own
+
+
+def _cost(batch: list[dict]) -> int:
+    return len(batch) * batch[0]["limit"]  # tokens that it may have to generate
+
+
 def without_exchange(items) -> list[str]:
     """Return the benchmarks of one image group: image_mode "shuffled" has nothing to show there."""
     return [name for name, by_group in _image_groups(items).items() if len(by_group) < 2]
@@ -404,7 +483,8 @@ def weights_digest(model) -> str:
     return digest.hexdigest()
 
 
-def _items_sha256(items: list[Item]) -> str:
+def items_sha256(items: list[Item]) -> str:
+    """Return the digest of ids, questions, answers and images; ValueError if an id is repeated."""
     counts = Counter(item.id for item in items)
     repeated = [identifier for identifier, n in counts.items() if n > 1]
     if repeated or not items:

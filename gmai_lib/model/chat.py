@@ -76,24 +76,38 @@ def encode(conversations, tokenizer, tokens_per_image: int) -> dict[str, list[in
     `tokens_per_image` ids. Labels are IGNORE_INDEX but for the assistant's text including its
     `<|im_end|>`; the newline between turns is not learned. Needs a fast tokenizer (offsets).
     """
-    text, spans = render(conversations)
+    return encode_rendered([render_training(conversations)], tokenizer, tokens_per_image)[0]
+
+
+def render_training(conversations) -> tuple[str, list[tuple[int, int]]]:
+    """`render` a conversation that ends with an answer; ValueError for another."""
+    rendered = render(conversations)
     if len(conversations) % 2 or not conversations:
         raise ValueError("a training conversation must end with an assistant turn")
+    return rendered
+
+
+def encode_rendered(rendered, tokenizer, tokens_per_image: int) -> list[dict[str, list[int]]]:
+    """`encode` many conversations, each as `render_training` gave it; other threads may run."""
     # A third faster than calling the tokenizer, which wraps every list of the backend.
-    encoded = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    ids, offsets = encoded.ids, encoded.offsets
-    labels = [IGNORE_INDEX] * len(ids)
-    index = 0
-    for start, end in spans:
-        while offsets[index][0] < start:
-            index += 1
-        while index < len(ids) and offsets[index][0] < end:
-            labels[index] = ids[index]
-            index += 1
-    return {
-        "input_ids": _widen(ids, ids, tokenizer, tokens_per_image),
-        "labels": _widen(labels, ids, tokenizer, tokens_per_image),
-    }
+    texts = [text for text, _ in rendered]
+    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    rows = []
+    for encoded, (_, spans) in zip(encodings, rendered, strict=True):
+        ids, offsets = encoded.ids, encoded.offsets
+        labels = [IGNORE_INDEX] * len(ids)
+        index = 0
+        for start, end in spans:
+            while offsets[index][0] < start:
+                index += 1
+            while index < len(ids) and offsets[index][0] < end:
+                labels[index] = ids[index]
+                index += 1
+        values = {"input_ids": ids, "labels": labels}
+        rows.append(
+            {name: _widen(row, ids, tokenizer, tokens_per_image) for name, row in values.items()}
+        )
+    return rows
 
 
 def encode_prompt(conversations, tokenizer, tokens_per_image: int) -> list[int]:

@@ -10,6 +10,7 @@ image, 5 bytes a token.
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,26 +160,33 @@ def _build(shards, folder: Path, processor):
         (partial / "supervised.bool").open("wb") as supervised_file,
         (partial / "pixels.uint8").open("wb") as pixels_file,
         (partial / "ids.uint8").open("wb") as names_file,
+        ThreadPoolExecutor() as threads,  # read images while the tokenizer works
     ):
         for shard in shards:
-            for rows in pq.ParquetFile(shard).iter_batches(256, columns=list(COLUMNS)):
-                for row in rows.to_pylist():
-                    encoded = _encode(row, shard, tokenizer, _tokens_per_image(processor))
+            for batch in pq.ParquetFile(shard).iter_batches(256, columns=list(COLUMNS)):
+                rows, pixels = batch.to_pylist(), []
+                rendered = [_render(row, shard) for row in rows]
+                for row in rows:
+                    for image in row["images"]:
+                        digest = hashlib.sha256(image["bytes"]).digest()
+                        if digest not in known:
+                            known[digest] = len(known)
+                            job = (image["bytes"], size, row["id"], shard)
+                            pixels.append(threads.submit(_pixels, *job))
+                        uses.append(known[digest])
+                    image_starts.append(len(uses))
+                encodings = chat.encode_rendered(rendered, tokenizer, _tokens_per_image(processor))
+                for row, encoded in zip(rows, encodings, strict=True):
                     ids_file.write(np.asarray(encoded["input_ids"], np.int32).tobytes())
                     supervised = np.asarray(encoded["labels"]) != chat.IGNORE_INDEX
                     supervised_file.write(supervised.tobytes())
                     token_starts.append(token_starts[-1] + len(supervised))
                     label_tokens.append(supervised.sum())
                     id_starts.append(id_starts[-1] + names_file.write(row["id"].encode()))
-                    for image in row["images"]:
-                        digest = hashlib.sha256(image["bytes"]).digest()
-                        if digest not in known:
-                            known[digest] = len(known)
-                            pixels_file.write(_pixels(image["bytes"], size, row, shard))
-                        uses.append(known[digest])
-                    image_starts.append(len(uses))
                     for name in CATEGORIES:
                         categories[name].append(row[name])
+                for image in pixels:
+                    pixels_file.write(image.result())
     arrays = {"token_starts": token_starts, "label_tokens": label_tokens}
     arrays |= {"image_starts": image_starts, "images": uses, "id_starts": id_starts}
     arrays = {name: np.asarray(values, np.int64) for name, values in arrays.items()}
@@ -193,10 +201,10 @@ def _build(shards, folder: Path, processor):
     partial.rename(folder)
 
 
-def _encode(row, shard, tokenizer, tokens_per_image) -> dict:
-    """Tokenise one row; ValueError names it if text and images do not agree."""
+def _render(row, shard) -> tuple:
+    """Render one row; ValueError names it if it is no conversation, or has other images."""
     try:
-        encoded = chat.encode(row["conversations"], tokenizer, tokens_per_image)
+        rendered = chat.render_training(row["conversations"])
     except ValueError as error:
         raise ValueError(f"{shard}: sample {row['id']}: {error}") from error
     text = "".join(turn["content"] for turn in row["conversations"])
@@ -205,14 +213,14 @@ def _encode(row, shard, tokenizer, tokens_per_image) -> dict:
             f"{shard}: sample {row['id']} has {len(row['images'])} images but its conversation "
             f"has {text.count(chat.IMAGE_TOKEN)} {chat.IMAGE_TOKEN}"
         )
-    return encoded
+    return rendered
 
 
-def _pixels(data: bytes, size: int, row, shard) -> bytes:
+def _pixels(data: bytes, size: int, sample_id: str, shard) -> bytes:
     try:
         return chat.square_image(data, size).numpy().tobytes()
     except (OSError, ValueError) as error:  # Pillow's UnidentifiedImageError is an OSError
-        raise ValueError(f"{shard}: image of sample {row['id']} cannot be read: {error}") from error
+        raise ValueError(f"{shard}: image of sample {sample_id} cannot be read: {error}") from error
 
 
 def _open(folder: Path) -> Store:
