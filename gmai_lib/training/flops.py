@@ -98,20 +98,57 @@ def peak_of(device_name: str) -> float:
 
 
 def parameter_counts(profile: Profile) -> dict[str, int]:
-    """Return the number of weights per part, shared ones once.
+    """Return the number of weights per part, shared ones once (see `parameter_arithmetic`)."""
+    counts = dict.fromkeys(PARTS, 0)
+    for row in parameter_arithmetic(profile):
+        counts[row["part"]] += row["parameters"]
+    return counts
 
-    Of the plain CLIP and Llama layouts; a language model with attention biases has a few more.
+
+def parameter_arithmetic(profile: Profile) -> list[dict]:
+    """Return how many weights each piece of the model has, and the sizes they come from.
+
+    Rows of "part", "piece", "arithmetic" ("32 x (2 x 4096 + 512)") and "parameters", of the plain
+    CLIP and Llama layouts; a language model with attention biases has a few more.
     """
     vision, text = profile.vision, profile.text
-    width = vision.hidden_size
-    tower = 3 * vision.patch_size**2 * width + (vision.num_patches + 2) * width + 4 * width
-    joined = width * vision.pixel_shuffle**2
-    projector = (joined + 1 + text.hidden_size + 1) * text.hidden_size
-    model = text.num_hidden_layers * (_text_layer_weights(text) + 2 * text.hidden_size)
+    v, d, inner, patch = (
+        vision.hidden_size,
+        text.hidden_size,
+        vision.intermediate_size,
+        vision.patch_size,
+    )
+    joined, key_value = v * vision.pixel_shuffle**2, _key_value_width(text)
     vocabularies = 1 if text.tie_word_embeddings else 2
-    model += vocabularies * text.vocab_size * text.hidden_size + text.hidden_size
-    counts = (tower + vision.num_hidden_layers * _vision_layer_parameters(vision), projector, model)
-    return dict(zip(PARTS, counts, strict=True))
+    pieces = {
+        "vision_tower": {
+            "patches": f"3 x {patch} x {patch} x {v}",
+            "class token, positions": f"{v} + {vision.num_patches + 1} x {v}",
+            "attention": f"{vision.num_hidden_layers} x 4 x ({v} + 1) x {v}",
+            "MLP": f"{vision.num_hidden_layers} x (({v} + 1) x {inner} + ({inner} + 1) x {v})",
+            "norms": f"({vision.num_hidden_layers} + 1) x 2 x 2 x {v}",
+        },
+        "multi_modal_projector": {
+            "first": f"({joined} + 1) x {d}",
+            "second": f"({d} + 1) x {d}",
+        },
+        "language_model": {
+            "vocabulary": f"{vocabularies} x {text.vocab_size} x {d}",
+            "attention": f"{text.num_hidden_layers} x 2 x {d} x ({d} + {key_value})",
+            "MLP": f"{text.num_hidden_layers} x 3 x {d} x {text.intermediate_size}",
+            "norms": f"({text.num_hidden_layers} x 2 + 1) x {d}",
+        },
+    }
+    return [
+        {"part": part, "piece": piece, "arithmetic": product, "parameters": _value(product)}
+        for part, products in pieces.items()
+        for piece, product in products.items()
+    ]
+
+
+def _value(product: str) -> int:
+    """What "2 x (3 + 4)" comes to; the text is ours, so that it cannot differ from the number."""
+    return eval(product.replace(" x ", " * "), {"__builtins__": {}})
 
 
 def _trained(profile: Profile, stage: Stage) -> int:
@@ -217,7 +254,7 @@ def memory_of(
             "activations": _activations(profile, stage, images, labels),
         }
     matrices = text.num_hidden_layers * _text_layer_weights(text)
-    key_value = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    key_value = _key_value_width(text)
     sides = 4 * 2 * text.hidden_size - 2 * (text.hidden_size - key_value)  # in + out of q, k, v, o
     sides += 3 * (text.hidden_size + text.intermediate_size)
     adapters = text.num_hidden_layers * rank * sides
@@ -296,7 +333,7 @@ def _adapter_inputs(width: int, inner: int, size: int, dropout: float) -> int:
 def _inference(profile, size: int, prompt: int, new_tokens: int) -> int:
     """Bytes of the key-value cache and what else is alive, while reading or while writing."""
     text, rows = profile.text, profile.evaluation_batch_size
-    key_value = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    key_value = _key_value_width(text)
     cache = 2 * text.num_hidden_layers * key_value * size * rows  # a token
     inputs = rows * 3 * profile.vision.image_size**2 * size
     alive = size * (3 * text.intermediate_size + 5 * text.hidden_size)
@@ -387,6 +424,11 @@ def _vision_layer_parameters(vision) -> int:
 
 def _text_layer_weights(text) -> int:
     """Matrix weights of a Llama layer: grouped-query attention and three of the MLP."""
-    key_value = text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    key_value = _key_value_width(text)
     attention = 2 * text.hidden_size * (text.hidden_size + key_value)
     return attention + 3 * text.hidden_size * text.intermediate_size
+
+
+def _key_value_width(text) -> int:
+    """Width of all key heads together, which several query heads share."""
+    return text.hidden_size * text.num_key_value_heads // text.num_attention_heads
