@@ -96,6 +96,11 @@ def test_parameter_counts_are_those_of_the_model(tokenizer, profile):
         model = gmai_vl.from_profile(profile, tokenizer)
     rows = {row["part"]: row["parameters"] for row in model.parameter_table()}
     assert flops.parameter_counts(profile) == rows
+    for stage in profile.stages:
+        model.set_trainable(stage.trainable)
+        learning = sum(row["trainable"] for row in model.parameter_table())
+        (first, *_) = [r for r in flops.memory_table(profile) if r["stage"] == stage.name]
+        assert first["trained"] == learning, "the tower's unused last layer does not learn"
 
 
 def test_memory_shrinks_with_every_zero_stage():
@@ -103,8 +108,9 @@ def test_memory_shrinks_with_every_zero_stage():
     assert [row["zero_stage"] for row in rows] == [0, 1, 2, 3]
     totals = [row["total_gib"] for row in rows]
     assert totals == sorted(totals, reverse=True)
-    # 16 bytes a weight without ZeRO, all of it split over 8 ranks with ZeRO 3.
-    assert totals[0] == pytest.approx(rows[0]["parameters"] * 16 / 2**30)
+    # 2 bytes a weight and 14 a trained one without ZeRO, all split over 8 ranks with ZeRO 3.
+    whole = 2 * rows[0]["parameters"] + 14 * rows[0]["trained"]
+    assert totals[0] == pytest.approx(whole / 2**30)
     assert totals[3] == pytest.approx(totals[0] / 8)
 
 
