@@ -13,6 +13,7 @@ and means something on an idle machine only.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ _BESIDE = {
     "share of decoding": "of decoding alone",
     "share of decoding and encoding": "of decoding and encoding",
     "speed-up": "times one process",
+    "busy": "of the processors busy",
+    "more work": "times the processor seconds of one",
 }
 
 
@@ -47,7 +50,10 @@ def build(
     else; of volumes the loop loads the whole volume, of which the reader keeps some slices. Where
     the source is no plain PNG or JPEG, "share of decoding and encoding" adds the time in which the
     PNG files that the records hold are encoded. The fastest of three runs counts, alternately of
-    reader and loop. "speed-up" is one process over `processes` for about `scaled` records.
+    reader and loop. "speed-up" is one process over `processes` for about `scaled` records. What it
+    lacks is waiting (the start of the processes, the last shard) as far as "busy" is below 1, and
+    processor seconds that take longer side by side (shared caches, two threads of one core) as far
+    as "more work" is above 1.
     """
     # Imported here, as every process of the timed build imports this module again.
     from gmai_lib.dataset import images, phantom_files, readers, recipes, writers
@@ -91,9 +97,9 @@ def _scaling(number: int, folder: Path, processes: int, scaled: int) -> dict:
     records = list(readers.read_all(recipes.find(small), Ledger()))
     copies = range(max(1, scaled // len(records)))
     many = [replace(r, id=f"{r.id}#{i}", split="train") for i in copies for r in records]
-    seconds = {}
+    seconds, worked = {}, {}
     for part, number in ((many[:1], 1), (many, 1), (many, processes)):  # the first warms up
-        start = time.perf_counter()
+        start, before = time.perf_counter(), sum(os.times()[:4])  # with those of ended children
         builder.write_pairs(
             part,
             folder / "pairs",
@@ -104,9 +110,12 @@ def _scaling(number: int, folder: Path, processes: int, scaled: int) -> dict:
             shard_records=500,
         )
         seconds[number] = time.perf_counter() - start
+        worked[number] = sum(os.times()[:4]) - before
     row = {"what": f"build, {processes} processes", "n": len(many)}
     row |= {"per_second": len(many) / seconds[processes]}
-    return row | {"speed-up": seconds[1] / seconds[processes]}
+    row |= {"speed-up": seconds[1] / seconds[processes]}
+    row |= {"busy": worked[processes] / (processes * seconds[processes])}
+    return row | {"more work": worked[processes] / worked[1]}
 
 
 def rates(

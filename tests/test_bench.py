@@ -22,6 +22,7 @@ def test_every_phantom_source_and_the_writer_are_measured(tmp_path, capsys):
     assert encoded == {"ct", "mr", "pet", "microscopy"}, "the others are kept as they are"
     assert {"write pairs", "write questions"} <= {row["what"] for row in rows}
     assert rows[-1]["what"] == "build, 2 processes" and rows[-1]["speed-up"] > 0
+    assert 0 < rows[-1]["busy"] < 1.1 and rows[-1]["more work"] > 1, "ended children are counted"
     said = capsys.readouterr().out
     assert "of decoding alone" in said and "times one process" in said
 

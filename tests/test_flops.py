@@ -74,8 +74,8 @@ def test_flops_agree_with_torchs_counter(tokenizer, name):
 
 
 def test_adapters_are_what_the_memory_of_a_lora_stage_counts(tokenizer):
-    stage = replace(MINI.stages[2], trainable=("language_model",), lora_rank=8)
-    stage = replace(stage, learning_rates={"language_model": 1e-4})
+    learns = {"trainable": ("language_model",), "learning_rates": {"language_model": 1e-4}}
+    stage = replace(MINI.stages[2], lora_rank=8, **learns)
     model = gmai_vl.from_profile(MINI, tokenizer)
     model.set_trainable(stage.trainable)
     lora.attach(model, rank=8, alpha=16, seed=0)
@@ -109,6 +109,11 @@ def test_parameter_counts_are_those_of_the_model(tokenizer, profile):
         model = gmai_vl.from_profile(profile, tokenizer)
     rows = {row["part"]: row["parameters"] for row in model.parameter_table()}
     assert flops.parameter_counts(profile) == rows
+    for stage in profile.stages:
+        model.set_trainable(stage.trainable)
+        learning = sum(row["trainable"] for row in model.parameter_table())
+        (first, *_) = [r for r in flops.memory_table(profile) if r["stage"] == stage.name]
+        assert first["trained"] == learning, "the tower's unused last layer does not learn"
 
 
 def test_memory_shrinks_with_every_zero_stage():
@@ -116,8 +121,9 @@ def test_memory_shrinks_with_every_zero_stage():
     assert [row["zero_stage"] for row in rows] == [0, 1, 2, 3]
     totals = [row["total_gib"] for row in rows]
     assert totals == sorted(totals, reverse=True)
-    # 16 bytes a weight without ZeRO, all of it split over 8 ranks with ZeRO 3.
-    assert totals[0] == pytest.approx(rows[0]["parameters"] * 16 / 2**30)
+    # 2 bytes a weight and 14 a trained one without ZeRO, all split over 8 ranks with ZeRO 3.
+    whole = 2 * rows[0]["parameters"] + 14 * rows[0]["trained"]
+    assert totals[0] == pytest.approx(whole / 2**30)
     assert totals[3] == pytest.approx(totals[0] / 8)
 
 

@@ -21,6 +21,19 @@ CHEXPERT_HEADER = (
     "Lung Opacity,Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,"
     "Pleural Effusion,Pleural Other,Fracture,Support Devices\n"
 )
+PAD_HEADER = (
+    "patient_id,lesion_id,smoke,drink,background_father,background_mother,age,pesticide,gender,"
+    "skin_cancer_history,cancer_history,has_piped_water,has_sewage_system,fitspatrick,region,"
+    "diameter_1,diameter_2,diagnostic,itch,grew,hurt,changed,bleed,elevation,img_id,biopsed\n"
+)
+PAD_ROWS = (
+    "PAT_1516,1765,,,,,8,,,,,,,,ARM,,,NEV,False,False,False,False,False,False,"
+    "PAT_1516_1765_530.png,False\n"
+    "PAT_46,881,False,False,POMERANIA,POMERANIA,55,False,FEMALE,True,True,True,True,3.0,NECK,6.0,"
+    "5.0,BCC,True,True,False,True,True,True,PAT_46_881_939.png,True\n"
+    "PAT_46,880,False,False,POMERANIA,POMERANIA,55,False,FEMALE,True,True,True,True,3.0,FACE,,,"
+    "SEK,UNK,UNK,False,UNK,False,True,PAT_46_880_140.png,False\n"
+)
 # Recipe -> (name of the folder, files, expected {path: (labels, split)}); a text is a file's
 # content, None an image. What the dict of expectations lacks must be a counted drop.
 NONE = (NO_FINDING,)
@@ -232,6 +245,15 @@ TREES = {
             "HAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp\n"
             "HAM_0001751,ISIC_0031633,nv,follow_up,,unknown,unknown\n"
         },
+    ),
+    "pad_ufes_20": (
+        "PAD-UFES-20",
+        {
+            "images/imgs_part_1/PAT_1516_1765_530.png": (("melanocytic nevus",), ""),
+            "images/imgs_part_3/PAT_46_881_939.png": (("basal cell carcinoma",), ""),
+            "images/imgs_part_3/PAT_46_880_140.png": (("seborrheic keratosis",), ""),
+        },
+        {"metadata.csv": PAD_HEADER + PAD_ROWS},
     ),
     "isic2020": (
         "jpeg",

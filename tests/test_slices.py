@@ -9,7 +9,7 @@ import pytest
 import tiny_archive
 import tiny_datasets as tiny
 
-from gmai_lib.dataset import readers, recipes, volumes
+from gmai_lib.dataset import readers, recipes, records, stacks, volumes
 from gmai_lib.schema import Ledger
 
 THIN, THICK = (1.0, 1.0, 2.0), (1.0, 1.0, 5.0)  # millimetres along x, y, z
@@ -235,3 +235,32 @@ def test_thick_slices_of_a_series_are_not_reformatted(tmp_path):
         "slice across an axis not declared": 12,
         "reformatted plane of thick slices": 24,
     }
+
+
+def test_regions_are_the_same_whether_they_are_searched_or_seen_at_once(monkeypatch):
+    rng, seen = np.random.default_rng(0), 0
+    rows, columns = np.mgrid[:24, :32]
+    masks = [(rows - 11) ** 2 + (columns - 9) ** 2 < r**2 for r in (1, 2, 5, 9)]
+    masks += [np.eye(24, 32, dtype=bool), np.eye(24, 32, k=2, dtype=bool)[:, ::-1]]
+    masks += [np.eye(24, 32, dtype=bool) & (rows != 7), (columns - 15) ** 2 > rows]
+    masks += [rng.random((24, 32)) < share for share in (0.02, 0.1, 0.5, 0.9, 1.1)]
+    # Rows of one run each, which touch the next one, or miss it by one pixel.
+    masks += [(columns >= rows % 2 * gap) & (columns < 5 + rows % 2 * 9) for gap in (4, 5, 6, 7)]
+    for mask in masks:
+        found = records.boxes_of_mask(mask, "x", "components")
+        seen += records._is_one_region(mask[mask.any(axis=1)])
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "_is_one_region", lambda mask: False)
+            assert found == records.boxes_of_mask(mask, "x", "components")
+    assert 0 < seen < len(masks)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, ">i2", np.uint64])
+def test_the_values_of_a_mask_are_counted_whatever_their_type(dtype):
+    values = np.zeros((4, 5, 6), dtype)
+    values[1:3, 2, :3] = 1
+    found, counts = stacks.counted_values(values.T)
+    assert found.tolist() == [1] and counts.tolist() == [6]
+    if dtype is np.uint64:
+        values[0, 0, 0] = 2**40
+        assert stacks.counted_values(values)[0].tolist() == [1, 2**40]

@@ -1,6 +1,6 @@
 """Pixels: decode, window, orient, hash. One code path for building, training and inference.
 
-Every function returns new NumPy arrays; shapes are (H, W) grey or (H, W, 3) RGB, uint8.
+Every function returns NumPy arrays of its own; shapes are (H, W) grey or (H, W, 3) RGB, uint8.
 
 Display convention of slices (radiological): axial and coronal slices show the patient's right
 at the left of the image; axial rows run from anterior (top) to posterior, coronal and sagittal
@@ -47,10 +47,11 @@ _PLAIN = {("PNG", "L"), ("PNG", "RGB"), ("JPEG", "L"), ("JPEG", "RGB")}
 def decode(data: bytes | Path) -> np.ndarray:
     """Decode an image file to uint8 (H, W) or (H, W, 3); alpha is dropped, 16 bit is scaled.
 
-    Raises ValueError, with the path where one was given, if the file is broken, is no image, or
-    is larger than Pillow's decompression-bomb limit.
+    The array is read-only: Pillow's pixels are not copied a second time. Raises ValueError, with
+    the path where one was given, if the file is broken, is no image, or is larger than Pillow's
+    decompression-bomb limit.
     """
-    return np.array(_load(data)[0])
+    return _read_only(_load(data)[0])
 
 
 def standard(data: bytes) -> tuple[bytes, tuple[int, int]]:
@@ -65,17 +66,21 @@ def standard(data: bytes) -> tuple[bytes, tuple[int, int]]:
     return to_png(loaded), loaded.shape[:2]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1)
 def decode_once(data: bytes) -> tuple[np.ndarray, bool]:
-    """Decode like `decode`, but remember the last few files; the array is read-only.
+    """Decode like `decode`, but remember the last file.
 
     Reader and curation look at the same bytes one after the other. The second value says
     whether the file is a plain 8-bit PNG or JPEG.
     """
     loaded, is_plain = _load_once(data)
-    pixels = np.array(loaded)
+    return _read_only(loaded), is_plain
+
+
+def _read_only(loaded: Image.Image | np.ndarray) -> np.ndarray:
+    pixels = np.asarray(loaded)
     pixels.setflags(write=False)
-    return pixels, is_plain
+    return pixels
 
 
 def _load(data: bytes | Path) -> tuple[Image.Image | np.ndarray, bool]:
@@ -96,7 +101,22 @@ def _load(data: bytes | Path) -> tuple[Image.Image | np.ndarray, bool]:
         ) from error
 
 
-_load_once = lru_cache(maxsize=8)(_load)
+_last: list[tuple] = []  # bytes of the file decoded last, and what `_load` made of them
+
+
+def _load_once(data: bytes) -> tuple[Image.Image | np.ndarray, bool]:
+    """Load like `_load`, but remember the last file.
+
+    It is forgotten before the next one is loaded, which then takes its memory: an image in new
+    memory takes a seventh longer. So no lru_cache.
+    """
+    for known, result in _last:
+        if known == data:
+            return result
+    _last.clear()
+    result = _load(data)
+    _last[:] = [(data, result)]
+    return result
 
 
 def _to_uint8(image: Image.Image) -> np.ndarray:

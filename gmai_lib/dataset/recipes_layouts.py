@@ -377,6 +377,28 @@ TABLES = (
         homepage="https://doi.org/10.7910/DVN/DBW86T",
     ),
     _rows(
+        "pad_ufes_20",
+        "images/imgs_part_*/PAT_*.png",
+        "metadata.csv",
+        "**/{img_id}",
+        "unstated",  # photographs by smartphones are none of the paper's modalities
+        "dermatology",
+        "skin",
+        {"finding": "diagnostic", "patient": "patient_id"},
+        images="images/imgs_part_*/*.png",
+        names={
+            "ACK": "actinic keratosis",
+            "BCC": "basal cell carcinoma",
+            "MEL": "melanoma",
+            "NEV": "melanocytic nevus",
+            "SCC": "squamous cell carcinoma",
+            "SEK": "seborrheic keratosis",
+        },
+        exhaustive=True,
+        citation="Pacheco et al., Data in Brief 2020, 10.1016/j.dib.2020.106221",
+        homepage="https://data.mendeley.com/datasets/zr7vgbcyr2/1",
+    ),
+    _rows(
         "isic2020",
         "train/ISIC_*.jpg",
         "train.csv",

@@ -67,7 +67,7 @@ class Mask:
         """Values at the pixels of a plane by nearest neighbour, 0 outside the mask's grid."""
         to_voxel = self.to_voxel @ plane.affine
         rows, columns = np.arange(plane.shape[0])[:, None], np.arange(plane.shape[1])[None, :]
-        index, valid = [], np.ones((1, 1), bool)
+        index, inside = [], []
         for axis, size in enumerate(self.values.shape):
             by_column, by_row, _, start = to_voxel[axis]
             i = np.full((1, 1), start)
@@ -78,12 +78,14 @@ class Mask:
             if abs(by_row) * plane.shape[0] > 0.01:
                 i = i + by_row * rows
             i = np.rint(i).astype(np.int64)
-            valid = valid & (i >= 0) & (i < size)
+            inside.append((i >= 0) & (i < size))
             index.append(np.clip(i, 0, size - 1))
-        if not valid.any():  # most planes miss a small structure's mask
+        if not all(i.any() for i in inside):  # most planes miss a small structure's mask
             return np.broadcast_to(self.values.dtype.type(0), plane.shape)
-        if valid.all() and (same := _as_view(self.values, index, plane.shape)) is not None:
+        everywhere = all(i.all() for i in inside)
+        if everywhere and (same := _as_view(self.values, index, plane.shape)) is not None:
             return same
+        valid = inside[0] & inside[1] & inside[2]
         values = np.where(valid, self.values[tuple(index)], 0)
         return np.broadcast_to(values, plane.shape)
 
@@ -353,7 +355,7 @@ def add_mask(
         drop_annotation(recipe, reason, path, ledger)
         volume.is_complete = False
         return False
-    present = [int(v) for v in np.unique(values) if v > 0]
+    present = counted_values(values)[0].tolist()
     named = dict.fromkeys(present, names) if isinstance(names, str) else dict(names)
     taken = {name for mask in volume.masks for name in mask.names.values()}
     usable = {}
@@ -377,6 +379,17 @@ def add_mask(
         )
     )
     return True
+
+
+def counted_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The positive values of a mask or one plane of it, ascending, and how often each occurs."""
+    values = np.ravel(values, order="K")  # in the order of the memory: several times as fast
+    inside = values[values > 0]  # most of a mask is 0
+    if not inside.size or inside.max() >= 2**16:
+        return np.unique(inside, return_counts=True)
+    counts = np.bincount(inside)  # several times as fast, too
+    present = np.flatnonzero(counts)
+    return present, counts[present]
 
 
 def _label_table(recipe: Recipe, image: nibabel.Nifti1Image) -> dict[int, str]:

@@ -53,6 +53,7 @@ from gmai_lib.dataset.segmentations import add_dicom_mask, is_dicom_mask, refere
 from gmai_lib.dataset.stacks import (
     Volume,
     add_mask,
+    counted_values,
     dicom_headers,
     dicom_volume,
     file_volume,
@@ -419,7 +420,7 @@ def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
         too_small: dict[str, int] = defaultdict(int)  # label -> regions
         for mask in volume.masks:
             values, _ = images.radiological(mask.on(plane), plane.affine)
-            present, _ = _counted_values(values)
+            present, _ = counted_values(values)
             for value in sorted({*present.tolist()} & {*mask.names}):
                 how = recipe.options["instances"]
                 how = "label" if how == "values" else how
@@ -466,20 +467,10 @@ def _score(recipe: Recipe, volume: Volume, plane: Plane) -> float:
     found, covered, least = 0, 0, _least(recipe, plane)
     for mask in volume.masks:
         values = mask.on(plane)
-        _, counts = _counted_values(values)
+        _, counts = counted_values(values)
         found += int((counts >= least).sum())
         covered += int(counts[counts >= least].sum())
     return found + covered / (plane.shape[0] * plane.shape[1] * (1 + len(volume.masks)))
-
-
-def _counted_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The positive values of a mask's plane and the pixels of each."""
-    inside = values[values > 0]  # most of a mask is 0
-    if not inside.size or inside.max() >= 2**16:
-        return np.unique(inside, return_counts=True)
-    counts = np.bincount(inside)  # several times as fast
-    present = np.flatnonzero(counts)
-    return present, counts[present]
 
 
 def _least(recipe: Recipe, plane: Plane) -> float:
@@ -498,9 +489,13 @@ def _grey(loaded: list, windows: list, inverted: list[bool]) -> list[np.ndarray]
     """Slices as uint8, by their windows; those without one share a range of percentiles."""
     undeclared = [p for p, w in zip(loaded, windows, strict=True) if w is None]
     if undeclared:
+        # Copied once, and sorted in place: slices are large.
         values = np.concatenate([np.ravel(p, order="K") for p in undeclared])
-        finite = values[np.isfinite(values)]
-        low, high = np.percentile(finite, _PERCENTILES) if finite.size else (0.0, 0.0)
+        if not (finite := np.isfinite(values)).all():
+            values = values[finite]
+        low, high = (0.0, 0.0)
+        if values.size:
+            low, high = np.percentile(values, _PERCENTILES, overwrite_input=True)
     grey = []
     for pixels, declared, invert in zip(loaded, windows, inverted, strict=True):
         array = images.window(pixels, *declared) if declared else images.stretch(pixels, low, high)
