@@ -39,9 +39,7 @@ def ordered(work: Callable, jobs: Iterable, *, processes: int = 1) -> Iterator:
         pickle.dumps(work)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise ValueError(f"cannot be sent to another process, use one ({error})") from error
-    # Fresh processes: forking one that has run torch threads can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_parent)
+    pool = _fresh_processes(processes)
     try:
         for future in _in_order(jobs, partial(pool.submit, work), processes):
             yield future.result()
@@ -59,8 +57,7 @@ def in_background(work: Callable, *arguments) -> Future:
 
     `work`, its arguments and its result must be picklable.
     """
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_leave_with_parent)
+    pool = _fresh_processes(1)
     future = pool.submit(work, *arguments)
     pool.shutdown(wait=False)
     return future
@@ -122,6 +119,12 @@ def counted(work: Callable, jobs: Iterable, ledger: Ledger, *, processes: int = 
 def _collected(work: Callable, job) -> tuple[list, Ledger]:
     ledger = Ledger()
     return list(work(ledger, job)), ledger
+
+
+def _fresh_processes(number: int) -> ProcessPoolExecutor:
+    # Fresh ones: forking a process that has run torch threads can hang.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(number, mp_context=context, initializer=_leave_with_parent)
 
 
 def _leave_with_parent():

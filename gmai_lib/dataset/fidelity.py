@@ -125,9 +125,8 @@ def check_question(question: str, facts: tuple[Fact, ...], language: str) -> lis
     cyst?" do not. Only findings are judged: to ask about another organ or side is no claim.
     """
     known, problems = _known(facts), []
-    question = question.replace(
-        "说出", "说"
-    )  # 说出 + 血小板: "name" + "platelet", no 出血 (bleeding)
+    # 说出 + 血小板: "name" + "platelet", no 出血 (bleeding)
+    question = question.replace("说出", "说")
     for clause in _clauses(question, language):
         if _OPEN[language].search(clause.lower()):
             problems += [

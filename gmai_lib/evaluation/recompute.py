@@ -98,7 +98,7 @@ def _other_items(path: Path, items: list[Item]) -> list[str]:
 
 
 def _answers(path: Path, items: list[Item], mode: str, differences: list[str]) -> list[dict]:
-    """The answers in the order of the items; another header goes to `differences`."""
+    """The answers as they stand in the file; another header goes to `differences`."""
     header, by_id = read_responses(path)
     wanted = {"items_sha256": items_sha256(items), "num_items": len(items), "image_mode": mode}
     differences += [

@@ -186,9 +186,6 @@ class Job:
     world_size: int = 1
 
 
-_ASKED = ("out_jsonl", "image_mode", "rank", "world_size")
-
-
 def evaluate_jobs(jobs: list[Job], *, processes: int = 1, **options) -> Iterator[list[dict]]:
     """Yield the responses to each job, in order; `options` are those of `evaluate`.
 
@@ -204,10 +201,10 @@ def evaluate_jobs(jobs: list[Job], *, processes: int = 1, **options) -> Iterator
 def _evaluate_job(threads: int, options: dict, job: Job) -> list[dict]:
     from gmai_lib.model import kernels, weights
 
-    model, processor = weights.load_checkpoint(job.checkpoint)
-    asked = {name: getattr(job, name) for name in _ASKED}
+    asked = dict(vars(job))
+    model, processor = weights.load_checkpoint(asked.pop("checkpoint"))
     with kernels.threads_of(threads):
-        return evaluate(model, processor, job.items, **asked, **options)
+        return evaluate(model, processor, **asked, **options)
 
 
 def option_likelihoods(

@@ -31,26 +31,31 @@ _PLAIN = {"peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "use_dor
 _PLAIN |= {"modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}}
 
 
+_ADAPTER = ".lora_"  # in the name of an adapter's weight
+_WRAPPED = ".base_layer."  # in the name of a weight beside which it lies
+
+
 def attach(model: nn.Module, *, rank: int, alpha: float, seed: int):
     """Put adapters into the language model of `model`, in place; they learn instead of its weights.
 
     What learns in the other parts goes on learning. A is drawn by `seed`, B is zero. Raises
     ImportError without peft, and ValueError if no module is among TARGETS.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     learning = {n for n, p in model.named_parameters() if p.requires_grad}
     learning = {name for name in learning if not name.startswith("language_model.")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(target_modules=TARGETS, r=rank, lora_alpha=alpha)
-        inject_adapter_in_model(config, model)
+        inject_adapter_in_model(_config(rank, alpha), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in learning or _ADAPTER in name)
 
 
-_ADAPTER = ".lora_"  # in the name of an adapter's weight
-_WRAPPED = ".base_layer."  # in the name of a weight beside which it lies
+def _config(rank: int, alpha: float, **options):
+    from peft import LoraConfig
+
+    return LoraConfig(target_modules=TARGETS, r=rank, lora_alpha=alpha, **options)
 
 
 def plain_name(name: str) -> str | None:
@@ -60,11 +65,7 @@ def plain_name(name: str) -> str | None:
 
 def save(parameters: dict[str, torch.Tensor], folder: Path, *, rank: int, alpha: float, base: str):
     """Write the adapters among `parameters` (by their names after `attach`) to `folder`."""
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        target_modules=TARGETS, r=rank, lora_alpha=alpha, base_model_name_or_path=str(base)
-    )
+    config = _config(rank, alpha, base_model_name_or_path=str(base))
     config.inference_mode = True
     config.save_pretrained(folder)
     tensors = {

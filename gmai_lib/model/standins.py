@@ -149,9 +149,9 @@ def start_vision_tower(
     """Start `pretrain_vision_tower` in a process of its own; return the function that awaits it.
 
     That function returns what `pretrain_vision_tower` does, and raises what it raised; the tower
-    comes by way of `folder`. `threads`: of that process. A matrix of this size is done before a
-    second thread has begun: two trainings of one thread each do half again as much in a second as
-    one of two threads.
+    comes by way of `folder`. `threads`: of that process. A second thread gains little at matrices
+    of this size, so that two trainings of one thread each are done sooner, side by side, than one
+    after the other with two.
     """
     arguments = (profile, images.numpy(), captions, tokenizer)  # numpy: not by way of /dev/shm
     training = pool.in_background(_write_vision_tower, folder, threads, arguments, options)
