@@ -464,11 +464,11 @@ def mini() -> Profile:
     )
     # From-scratch parts need far higher rates than the paper's pretrained ones.
     # The tower has the lowest: above it, a few hundred steps undo what contrast has taught it.
-    shallow = replace(shallow, max_steps=90, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
+    shallow = replace(shallow, max_steps=60, learning_rates=dict.fromkeys(shallow.trainable, 3e-3))
     rates = {"vision_tower": 1e-4, "multi_modal_projector": 1e-3}
-    deep = replace(deep, max_steps=110, learning_rates=rates)
+    deep = replace(deep, max_steps=90, learning_rates=rates)
     rates = {"vision_tower": 3e-4, "multi_modal_projector": 1e-3, "language_model": 1e-3}
-    instruct = replace(instruct, max_steps=300, learning_rates=rates)
+    instruct = replace(instruct, max_steps=340, learning_rates=rates)
     return Profile(
         name="mini",
         vision=VisionConfig(
@@ -494,10 +494,10 @@ def mini() -> Profile:
             tie_word_embeddings=True,
         ),
         stand_ins=StandInConfig(
-            vision_steps=950,
+            vision_steps=1000,
             vision_batch_size=32,
             vision_learning_rate=4e-3,
-            language_steps=570,
+            language_steps=600,
             language_batch_tokens=5000,
             language_learning_rate=5e-3,
         ),
