@@ -382,7 +382,8 @@ def plot_anatomy(profile, counts: dict[str, int], out: Path, name: str):
 
 def plot_attention(pictures: list[dict], out: Path, name: str, *, title: str, note: str = ""):
     """Draw image and attention side by side: {"image", "weights" (h, w), "caption", "boxes"}."""
-    figure, axes = _subplots(2, len(pictures), (1.75 * len(pictures) + 0.2, 4.2))
+    width = max(3.6, 1.75 * len(pictures) + 0.2)  # one picture still leaves room for the title
+    figure, axes = _subplots(2, len(pictures), (width, 4.2))
     for column, picture in enumerate(pictures):
         image, weights = picture["image"], np.asarray(picture["weights"], float)
         height, width = image.shape[:2]
