@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None):
     trained.add_argument("--steps", type=int, default=40, help="optimizer steps that are timed")
     asked = what.add_parser("evaluate", help="answers in batches beside one by one, and scoring")
     asked.add_argument("outputs", type=Path, help="a finished run, such as outputs/mini")
-    asked.add_argument("--questions", type=int, default=200, help="that are answered both ways")
+    asked.add_argument("--questions", type=int, default=800, help="that are answered both ways")
     asked.add_argument("--answers", type=int, default=100_000, help="that are scored")
     for command in (built, trained, asked):
         command.add_argument("--out", type=Path, help="write the rows to this JSON file as well")

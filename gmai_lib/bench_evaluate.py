@@ -18,7 +18,7 @@ from gmai_lib.model import weights
 
 
 def evaluate(
-    outputs: Path, *, number: int = 200, answers: int = 100_000, repeats: int = 3, seed: int = 0
+    outputs: Path, *, number: int = 800, answers: int = 100_000, repeats: int = 3, seed: int = 0
 ) -> list[dict]:
     """Return two rows for answering `number` questions and two for scoring `answers`.
 

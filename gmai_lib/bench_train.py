@@ -118,6 +118,7 @@ def _trainer(folder: Path, store, stage, steps: int, seed: int) -> dict:
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
         bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         save_strategy="no",
