@@ -162,6 +162,7 @@ class Stage:
     trainable: tuple[str, ...]  # which of PARTS learn; the others stay bit-identical
     learning_rates: dict[str, float]  # AdamW peak per trainable part
     subsets: tuple[str, ...]  # which Sample subsets are drawn
+    languages: tuple[str, ...] = ("en", "zh")  # of the samples that are drawn
     max_steps: int | None  # optimizer steps; None = `epochs` passes over the mixture
     epochs: float
     global_batch_size: int  # packs per optimizer step, over all ranks
@@ -241,7 +242,7 @@ class Stage:
     @classmethod
     def from_dict(cls, raw: dict) -> "Stage":
         """Undo `asdict` and JSON, which turns tuples into lists."""
-        tuples = ("trainable", "subsets", "adam_betas")
+        tuples = ("trainable", "subsets", "languages", "adam_betas")
         return cls(**raw | {name: tuple(raw[name]) for name in tuples})
 
     def gradient_accumulation_steps(self, world_size: int) -> int:

@@ -19,7 +19,16 @@ def finished(tmp_path):
 
 def test_a_course_leaves_out_the_subset_that_its_name_says():
     found = ablate.courses(config.load("mini"), subsets=True)
-    assert list(found) == ["1", "1+2", "1+3", "1+2+3", *(f"without {s}" for s in SUBSETS)]
+    assert list(found) == [
+        "1",
+        "1+2",
+        "1+3",
+        "1+2+3",
+        "English only",
+        *(f"without {s}" for s in SUBSETS),
+    ]
+    english, _ = found["English only"]
+    assert {stage.languages for stage in english.stages} == {("en",)}
     for subset in SUBSETS:
         profile, names = found[f"without {subset}"]
         assert names == config.STAGES
@@ -48,7 +57,10 @@ def test_every_course_and_seed_is_trained_asked_and_kept(finished, tmp_path):
     assert trained == [(n, "stages", seed) for seed in (0, 5) for n in (1, 2, 2, 3)]
     assert len(set(asked)) == 8 and json.loads((out / "rows.json").read_text()) == rows
     assert asked[2][0] == out / "seed_0" / "stages" / "2_instruction_tuning" / "checkpoint"
-    assert {row["question_ids_sha256"] for row in rows} == {rows[0]["question_ids_sha256"]}
+    for language in ("all", "en", "zh"):
+        own = [row for row in rows if row["language"] == language]
+        assert len(own) == 8 and len({row["question_ids_sha256"] for row in own}) == 1
+    assert ablate.over_seeds(rows, "en") != ablate.over_seeds(rows, "zh")
     table = {row["course"]: row for row in ablate.over_seeds(rows)}
     assert table["1"]["mean"] < table["1+2"]["mean"] < table["1+2+3"]["mean"]
     assert table["1+3"]["below_the_whole"] == 0 and table["1"]["below_the_whole"] == 2

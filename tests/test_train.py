@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import (
     fill_disk_after_first,
     run_ranks,
@@ -38,6 +39,14 @@ def inputs(tmp_path_factory):
 
 def _metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def _curves(out):
+    """What TensorBoard shows of a run: name -> [(step, value)]."""
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    names = events.Tags()["scalars"]
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
 
 
 def _log(out):
@@ -321,6 +330,8 @@ def test_run_killed_twice_equals_uninterrupted_run_bit_for_bit(inputs, tmp_path,
     assert [row["step"] for row in killed] == list(range(1, 25))
     for column in ("loss", "grad_norm", "tokens", "epoch", "learning_rates"):
         assert [row[column] for row in killed] == [row[column] for row in whole], column
+    shown = _curves(tmp_path / "killed")["loss"]  # without the steps that were done again
+    assert shown == [(row["step"], pytest.approx(row["loss"])) for row in whole]
     assert read_json(tmp_path / "killed" / "training.json")["resumed_from"] >= 12
     hashes = [
         train.part_hashes(weights.load_checkpoint(tmp_path / label / "checkpoint")[0])
@@ -600,6 +611,10 @@ def test_every_step_says_how_fast_it_was(inputs, tmp_path):
         assert (row["seconds_left"] > 0) == (row["step"] < 5)
         before, after = row["rank_spread"]
         assert 0 <= after <= 1 and 0 <= before <= 1
+    curves = _curves(tmp_path)
+    assert {"learning_rates/language_model", "grad_norm_by_part/vision_tower"} < set(curves)
+    for name in ("loss", "mfu", "tokens_per_s"):
+        assert curves[name] == [(row["step"], pytest.approx(row[name])) for row in rows]
     summary = read_json(tmp_path / "training.json")
     assert 0 < summary["mfu"] < 1 and summary["rank_spread"] <= summary["rank_spread_in_order"]
 

@@ -1,8 +1,9 @@
 """What a training step says of itself: losses by kind of sample, norms by part, speed, MFU.
 
-One line of metrics.jsonl per optimizer step. Losses of single tokens cost nothing extra: the loss
-is a sum of token losses times label weights, so its gradient with respect to a weight is the loss
-of that token.
+One line of metrics.jsonl per optimizer step, and the same numbers for TensorBoard
+(`tensorboard --logdir outputs/mini` from an activated environment). Losses of single tokens cost
+nothing extra: the loss is a sum of token losses times label weights, so its gradient with respect
+to a weight is the loss of that token.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from gmai_lib.config import PARTS, Stage, TextConfig, VisionConfig
 from gmai_lib.training import flops, launch
@@ -191,13 +193,15 @@ class StepResult:
 
 
 class Log:
-    """Writes metrics.jsonl, one line per optimizer step, and sums it up at the end."""
+    """Writes metrics.jsonl and TensorBoard's events at every step, and sums up at the end."""
 
     def __init__(self, out: Path, first: int, max_steps: int, stage: Stage, shapes, peak: float):
         self.max_steps, self.stage, self.shapes, self.peak = max_steps, stage, shapes, peak
         self.path = out / "metrics.jsonl"
         self.rows = launch.keep_metrics(self.path, first)
         self.began = len(self.rows)
+        # Steps that a killed run has written and this one repeats are purged.
+        self.board = SummaryWriter(out / "tensorboard", purge_step=first + 1, flush_secs=5)
 
     def write(self, step, batch, factor, result: "StepResult", started: float, waited: float):
         """Append a line; `started` is a time of perf_counter, `waited` seconds for the data."""
@@ -238,6 +242,8 @@ class Log:
         self.rows.append(row)
         with self.path.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
+        for name, value in _scalars(row):
+            self.board.add_scalar(name, value, row["step"])
 
     def _seconds_left(self, step: int, seconds: float) -> float:
         """Steps to go times the mean of this run's last ones, the very first left out."""
@@ -245,7 +251,8 @@ class Log:
         return (self.max_steps - step - 1) * statistics.mean(recent)
 
     def summary(self, first: int, world_size: int, device) -> dict:
-        """Return what launch.run_stage returns."""
+        """Return what launch.run_stage returns; the events are complete then."""
+        self.board.close()
         seconds = sum(row["seconds"] for row in self.rows)
         tokens = sum(row["tokens"] for row in self.rows)
         losses = [row["loss"] for row in self.rows[-FINAL_STEPS:]]
@@ -268,6 +275,15 @@ class Log:
             "rank_spread_in_order": float(before),
             "rank_spread": float(after),
         }
+
+
+def _scalars(row: dict, prefix: str = ""):
+    """Yield (name, number) of a line; those of a dict are called "loss_by_subset/caption"."""
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and prefix + name != "step":
+            yield prefix + name, value
 
 
 def _memory_gib() -> float:
