@@ -151,7 +151,8 @@ def test_an_lmms_eval_task_carries_its_images_and_scores_by_itself(tmp_path, rec
     spec.loader.exec_module(utils)
     doc = rows[0]
     assert utils.doc_to_visual(doc)[0].size == Image.open(io.BytesIO(picture)).size
-    assert utils.doc_to_text(doc).endswith("Answer with the letter of the option.")
+    asked = {item.id: item.question for item in items}
+    assert utils.doc_to_text(doc) == asked[doc["id"]]
     right = doc["options"]["ABCD".index(doc["answer"])]
     wrong = "ABCD".replace(doc["answer"], "")[0]
     for said, worth in (

@@ -191,9 +191,7 @@ def doc_to_visual(doc):
 
 
 def doc_to_text(doc, lmms_eval_specific_kwargs=None):
-    lines = [doc["question"]]
-    lines += [f"{letter}. {text}" for letter, text in zip("ABCDEFGH", doc["options"])]
-    return "\\n".join([*lines, "Answer with the letter of the option."])
+    return doc["question"]  # with its options, as gmai_lib asks it
 
 
 def doc_to_target(doc):
@@ -216,7 +214,7 @@ def _row(item: Item) -> dict:
     return {
         "id": item.id,
         "image": {"bytes": item.images[0], "path": None},
-        "question": item.question.split("\n")[0],
+        "question": item.question,
         "options": list(item.options),
         "answer": item.answer,
     } | dict(subset.split("=", 1) for subset in item.subsets)
