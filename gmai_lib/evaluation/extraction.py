@@ -388,7 +388,7 @@ def _unless_vague(form: str, before: str, after: str) -> bool | None:
     bound = re.search(r"\b(?:more|less) than $", before)
     other = form.startswith("no ") and re.match(r" (?:of|for|to suggest|consistent)\b", after)
     # "upper center" where only "center" is an option: another of the nine places.
-    other = other or form == "center" and re.search(r"\b(?:upper|lower) $", before)
+    other = other or (form == "center" and re.search(r"\b(?:upper|lower) $", before))
     return None if alternative or bound or other else True
 
 
