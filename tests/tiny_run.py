@@ -26,12 +26,13 @@ def tiny_profile(**stage_changes) -> config.Profile:
     """The mini profile, shrunk to 0.1 M parameters and packs of 96 tokens."""
     mini = config.load("mini")
     wide = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    odd = wide | {"intermediate_size": 65}  # two ranks cannot halve its bias
     changes = {"max_steps": 4, "global_batch_size": 4, "micro_batch_size": 2, "max_length": 96}
     changes |= {"zero_stage": 2} | stage_changes
     return replace(
         mini,
         name="tiny",
-        vision=replace(mini.vision, image_size=16, patch_size=8, num_hidden_layers=2, **wide),
+        vision=replace(mini.vision, image_size=16, patch_size=8, num_hidden_layers=2, **odd),
         text=replace(mini.text, vocab_size=600, num_hidden_layers=2, num_key_value_heads=1, **wide),
         stages=tuple(replace(stage, **changes) for stage in mini.stages),
     )
