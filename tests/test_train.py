@@ -266,6 +266,7 @@ def test_shares_of_table_10_are_printed_before_and_after(inputs, capsys):
 
 def test_loss_is_the_token_mean_over_the_global_batch(inputs, tmp_path):
     stage = replace(PROFILE.stage("instruction_tuning"), precision="float32", max_steps=1)
+    stage = replace(stage, loss_weighting="token")
     run_file = write_run(tmp_path, inputs, stage, 1)
     assert run_ranks(run_file, 1) == [0], _log(tmp_path)
     model, processor = weights.load_checkpoint(inputs / "initial")
