@@ -38,16 +38,18 @@ def courses(profile: config.Profile, *, subsets: bool) -> dict[str, tuple]:
     `subsets` adds the whole course in English only, and those that leave one subset out.
     """
     found = {name: (profile, names) for name, names in config.ABLATIONS.items()}
-    if subsets:
-        stages = tuple(replace(stage, languages=("en",)) for stage in profile.stages)
-        found["English only"] = (replace(profile, stages=stages), config.STAGES)
-    for subset in SUBSETS if subsets else ():
-        stages = tuple(
-            replace(stage, subsets=tuple(s for s in stage.subsets if s != subset))
+    if not subsets:
+        return found
+    changed = {"English only": [replace(s, languages=("en",)) for s in profile.stages]}
+    for left_out in SUBSETS:
+        changed[f"without {left_out}"] = [
+            replace(stage, subsets=tuple(s for s in stage.subsets if s != left_out))
             for stage in profile.stages
-        )
-        found[f"without {subset}"] = (replace(profile, stages=stages), config.STAGES)
-    return found
+        ]
+    return found | {
+        name: (replace(profile, stages=tuple(stages)), config.STAGES)
+        for name, stages in changed.items()
+    }
 
 
 def ablate(
@@ -83,11 +85,11 @@ def ablate(
             train(changed, names, out=folder, seed=seed, **files)
             checkpoint = folder / f"{len(names)}_{names[-1]}" / "checkpoint"
             said = ask(checkpoint, items, folder / f"{course}.jsonl")
-            scored = run.summarise(items, said, None, checkpoint=course, prior_items=prior)
-            for row in scored:
-                of = row["kind"], row["metric"], row["subset"]
-                if of == ("overall", "accuracy", "all"):
-                    rows.append({"course": course, "training_seed": seed} | row)
+            rows += [
+                {"course": course, "training_seed": seed} | row
+                for row in run.summarise(items, said, None, checkpoint=course, prior_items=prior)
+                if (row["kind"], row["metric"], row["subset"]) == ("overall", "accuracy", "all")
+            ]
             write_json(out / "rows.json", rows)
     return rows
 

@@ -77,10 +77,11 @@ def _trainer(folder: Path, store, stage, steps: int, seed: int) -> dict:
         TrainingArguments,
     )
 
+    cuda = torch.cuda.is_available()
     kept = np.flatnonzero(store.lengths <= stage.max_length)
     per_step = round(stage.global_batch_size * stage.max_length / store.lengths[kept].mean())
     order = np.random.default_rng(seed).permutation(kept)[: per_step * (WARM_UP + steps)]
-    precision = kernels.precision(stage.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    precision = kernels.precision(stage.precision, "cuda" if cuda else "cpu")
     counted = {"tokens": 0, "padded": 0, "samples": 0, "seconds": 0.0, "step": 0}
 
     def collate(indices: list[int]) -> dict:
@@ -118,8 +119,8 @@ def _trainer(folder: Path, store, stage, steps: int, seed: int) -> dict:
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
         bf16=precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",

@@ -124,7 +124,13 @@ def _collected(work: Callable, job) -> tuple[list, Ledger]:
 def _fresh_processes(number: int) -> ProcessPoolExecutor:
     # Fresh ones: forking a process that has run torch threads can hang.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(number, mp_context=context, initializer=_leave_with_parent)
+    return ProcessPoolExecutor(number, mp_context=context, initializer=_begin)
+
+
+def _begin():
+    # Libraries, not imported yet, would draw their bars over those of the other processes.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _leave_with_parent()
 
 
 def _leave_with_parent():

@@ -27,6 +27,7 @@ from gmai_lib.evaluation.wording import (
     statements,
     strip_tags,
 )
+from gmai_lib.schema import PLACES
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -348,10 +349,14 @@ def extract_label(text: str, options: tuple[str, ...]) -> str | None:
     """Return the one option that the text affirms, or None for none, several or only denied ones.
 
     Whole words (Chinese: substrings), longest option first, so that "upper left" is not also
-    "left" and "no finding" is not a denied "finding". "No evidence of a tumor" affirms the option
-    "no tumor", if there is one; "pneumonia or ..." affirms nothing.
+    "left", "upper center" is not the option "center" even where it is none itself, and "no finding"
+    is not a denied "finding". "No evidence of a tumor" affirms the option "no tumor", if there is
+    one; "pneumonia or ..." affirms nothing.
     """
     forms = _forms(options, options)
+    places = forms.keys() & set(PLACES)
+    longer = {other for place in places for other in PLACES if other.endswith(f" {place}")}
+    forms = dict.fromkeys(longer) | forms
     text = strip_tags(text)
     if normalise(text) in forms:
         return forms[normalise(text)]
@@ -387,8 +392,6 @@ def _unless_vague(form: str, before: str, after: str) -> bool | None:
     alternative = re.match(r" ?(?:or\b|或)", after) or re.search(r"(?:\bor|或) ?$", before)
     bound = re.search(r"\b(?:more|less) than $", before)
     other = form.startswith("no ") and re.match(r" (?:of|for|to suggest|consistent)\b", after)
-    # "upper center" where only "center" is an option: another of the nine places.
-    other = other or (form == "center" and re.search(r"\b(?:upper|lower) $", before))
     return None if alternative or bound or other else True
 
 

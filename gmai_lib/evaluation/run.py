@@ -199,11 +199,8 @@ def evaluate_jobs(jobs: list[Job], *, processes: int = 1, **options) -> Iterator
 
 
 def _evaluate_job(threads: int, options: dict, job: Job) -> list[dict]:
-    from transformers.utils import logging
-
     from gmai_lib.model import kernels, weights
 
-    logging.disable_progress_bar()  # several processes would draw over each other
     asked = dict(vars(job))
     model, processor = weights.load_checkpoint(asked.pop("checkpoint"))
     with kernels.threads_of(threads):

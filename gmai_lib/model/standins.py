@@ -485,7 +485,7 @@ def _train(model, steps, learning_rate, loss_of, on_step, *, flat: float = 0.0):
 
     Returns one row per step. Muon moves the matrices of the blocks, AdamW everything else: from
     scratch, this reaches the same loss in about half of the steps. At this size bf16 is no faster
-    on a processor with AMX (186 s against 188 s for both stand-ins), and teaches less: after
+    on a processor with AMX (notebook 05: 186 s against 188 s), and teaches less: after
     stage I the model then had 50 instead of 67 % of the phantom benchmark (one seed).
     """
     model.train()
