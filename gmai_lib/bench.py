@@ -30,6 +30,7 @@ from gmai_lib.schema import Ledger, Record
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 _SMALL = 112  # pixels of the records whose build is timed
+_BUILDS = 2  # with each number of processes; the faster one counts
 # What stands beside the speed of a row.
 _BESIDE = {
     "share of decoding": "of decoding alone",
@@ -43,13 +44,13 @@ _BESIDE = {
 def build(
     number: int, folder: Path, *, size: int = 512, processes: int = 2, scaled: int = 20000
 ) -> list[dict]:
-    """Return one row per source, two for the writer and one for several processes.
+    """Return one row per source, of all images and all slices, of the writer and of processes.
 
     `number` phantom images of `size` pixels per modality are written to `folder` first. "share of
     decoding" is the reader's speed over that of a loop that decodes the same files and does nothing
     else; of volumes the loop loads the whole volume, of which the reader keeps some slices. Where
     the source is no plain PNG or JPEG, "share of decoding and encoding" adds the time in which the
-    PNG files that the records hold are encoded. The fastest of three runs counts, alternately of
+    PNG files that the records hold are encoded. The fastest of many runs counts, alternately of
     reader and loop. "speed-up" is one process over `processes` for about `scaled` records. What it
     lacks is waiting (the start of the processes, the last shard) as far as "busy" is below 1, and
     processor seconds that take longer side by side (shared caches, two threads of one core) as far
@@ -61,6 +62,7 @@ def build(
 
     phantom_files.write_sources(folder / "sources", seed=0, images_per_modality=number, size=size)
     rows, records = [], []
+    together = {False: [], True: []}  # of images and of slices: n, seconds of the three loops
     for recipe, root in recipes.find(folder / "sources"):
         made = list(readers.read(recipe, root, Ledger()))
         records += made
@@ -70,12 +72,12 @@ def build(
             lambda p=paths: [decode(path) for path in p],
             lambda o=others: [images.to_png(array) for array in o],
         )
-        row = {"what": f"read {recipe.name}", "n": len(made), "per_second": len(made) / read}
+        decoded, encoded = decoded if paths else 0.0, encoded if others else 0.0
+        rows.append(_read_row(f"read {recipe.name}", len(made), read, decoded, encoded))
         if paths:
-            row["share of decoding"] = decoded / read
-        if others:
-            row["share of decoding and encoding"] = (decoded + encoded) / read
-        rows.append(row)
+            together[made[0].dimension == "3d"].append((len(made), read, decoded, encoded))
+    for what, parts in zip(("read all images", "read all slices"), together.values(), strict=True):
+        rows.append(_read_row(what, *map(sum, zip(*parts, strict=True))))
     writer = writers.TemplateWriter(0)
     shown = [(record, extract(record)) for record in records if record.image is not None]
     pairs = [s for r, f in shown for s in writer.write(r, f, language="en")]
@@ -87,6 +89,15 @@ def build(
     return rows
 
 
+def _read_row(what: str, n: int, read: float, decoded: float, encoded: float) -> dict:
+    row = {"what": what, "n": n, "per_second": n / read}
+    if decoded:
+        row["share of decoding"] = decoded / read
+    if encoded:
+        row["share of decoding and encoding"] = (decoded + encoded) / read
+    return row
+
+
 def _scaling(number: int, folder: Path, processes: int, scaled: int) -> dict:
     """Records per second, by the clock, of whole builds; the start of the processes counts."""
     from gmai_lib.dataset import build as builder
@@ -95,13 +106,18 @@ def _scaling(number: int, folder: Path, processes: int, scaled: int) -> dict:
     small = folder / "small"
     phantom_files.write_sources(small, seed=0, images_per_modality=number, size=_SMALL)
     records = list(readers.read_all(recipes.find(small), Ledger()))
-    copies = range(max(1, scaled // len(records)))
-    many = [replace(r, id=f"{r.id}#{i}", split="train") for i in copies for r in records]
-    seconds, worked = {}, {}
-    for part, number in ((many[:1], 1), (many, 1), (many, processes)):  # the first warms up
+    copies = max(1, scaled // len(records))
+    measured = {1: [], processes: []}  # seconds, and those of all processors, of each build
+    for turn, number in enumerate((1, 1, processes) + (1, processes) * (_BUILDS - 1)):
+        # Other ids, other texts: none is remembered from the build before. The first warms up.
+        many = [
+            replace(r, id=f"{r.id}#{turn}#{i}", split="train")
+            for i in range(copies if turn else 1)
+            for r in records
+        ]
         start, before = time.perf_counter(), sum(os.times()[:4])  # with those of ended children
         builder.write_pairs(
-            part,
+            many,
             folder / "pairs",
             writer=writers.TemplateWriter(0),
             seed=0,
@@ -109,13 +125,12 @@ def _scaling(number: int, folder: Path, processes: int, scaled: int) -> dict:
             processes=number,
             shard_records=500,
         )
-        seconds[number] = time.perf_counter() - start
-        worked[number] = sum(os.times()[:4]) - before
+        if turn:
+            measured[number].append((time.perf_counter() - start, sum(os.times()[:4]) - before))
+    (alone, worked_alone), (seconds, worked) = min(measured[1]), min(measured[processes])
     row = {"what": f"build, {processes} processes", "n": len(many)}
-    row |= {"per_second": len(many) / seconds[processes]}
-    row |= {"speed-up": seconds[1] / seconds[processes]}
-    row |= {"busy": worked[processes] / (processes * seconds[processes])}
-    return row | {"more work": worked[processes] / worked[1]}
+    row |= {"per_second": len(many) / seconds, "speed-up": alone / seconds}
+    return row | {"busy": worked / (processes * seconds), "more work": worked / worked_alone}
 
 
 def rates(
@@ -188,10 +203,15 @@ def _encoded(root: Path, records: list[Record]) -> list:
     return [images.decode(r.image) for r in records if r.image and r.image not in files]
 
 
-def _fastest(*works: Callable, repeats: int = 3) -> list[float]:
-    """The least processor seconds of each, run in turn so that none has a better time of it."""
+def _fastest(*works: Callable) -> list[float]:
+    """The least processor seconds of each, run in turn so that none has a better time of it.
+
+    Three times at least, and short ones for seconds: one run in a tenth of a second says little.
+    """
     best = [float("inf")] * len(works)
-    for _ in range(repeats):
+    began, times = time.perf_counter(), 0
+    while times < 3 or (times < 25 and time.perf_counter() - began < 3):
+        times += 1
         for i, work in enumerate(works):
             start = time.process_time()
             work()

@@ -16,8 +16,14 @@ def test_every_phantom_source_and_the_writer_are_measured(tmp_path, capsys):
     bench.main(["build", *sizes, "--out", str(tmp_path / "bench.json")])
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     read = [row for row in rows if row["what"].startswith("read ")]
-    assert len(read) == 14 and all(row["n"] > 0 and row["per_second"] > 0 for row in read)
+    together = {row["what"].split()[-1]: row["n"] for row in read[14:]}
+    read = read[:14]
+    assert all(row["n"] > 0 and row["per_second"] > 0 for row in read)
     assert sum("share of decoding" in row for row in read) == 13, "all but the texts"
+    volumes = sum(row["n"] for row in read if row["what"].endswith(("_ct", "_mr", "_pet")))
+    texts = next(row["n"] for row in read if row["what"].endswith("_text"))
+    images = sum(row["n"] for row in read) - volumes - texts
+    assert together == {"images": images, "slices": volumes}
     encoded = {r["what"].split("_")[1] for r in read if "share of decoding and encoding" in r}
     assert encoded == {"ct", "mr", "pet", "microscopy"}, "the others are kept as they are"
     assert {"write pairs", "write questions"} <= {row["what"] for row in rows}

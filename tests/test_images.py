@@ -112,6 +112,31 @@ def test_stretch_survives_constant_and_empty_of_numbers():
     assert images.stretch(np.full((2, 2), np.nan)).tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint16, ">i2"])
+@pytest.mark.parametrize("limits", [(None, None), (-40.5, 300.25), (90000, 90001)])
+def test_whole_numbers_are_stretched_as_any_others_in_every_order_of_memory(dtype, limits):
+    kind = np.iinfo(np.dtype(dtype))
+    volume = np.random.default_rng(0).integers(kind.min, kind.max + 1, (9, 8, 7)).astype(dtype)
+    volume = np.asfortranarray(volume)
+    for pixels in (volume, volume[:, :, 3], volume[:, :, 3].T, volume[:, 2], volume[::2, 1:, ::-1]):
+        grey = images.stretch(pixels, *limits)
+        assert grey.dtype == np.uint8 and grey.shape == pixels.shape
+        assert np.array_equal(grey, images.stretch(pixels.astype(np.float64), *limits))
+    assert images.stretch(volume[:0, 0], *limits).shape == (0, 7)
+
+
+def test_the_marked_part_of_a_mask_stands_where_it_was(tmp_path):
+    mask = np.zeros((40, 50, 3), np.uint8)
+    mask[5:9, 7:20, 1], mask[30, 31, 2] = 255, 1
+    for page in (mask, mask[..., 1], mask * 0):
+        (tmp_path / "mask.png").write_bytes(_encode(Image.fromarray(page), "PNG"))
+        part, (top, left), size = images.decode_marked(tmp_path / "mask.png")
+        again = np.zeros(size, np.uint8)
+        again[top : top + part.shape[0], left : left + part.shape[1]] = part
+        assert np.array_equal(again, page.max(axis=2) if page.ndim == 3 else page)
+    assert part.shape == (0, 0)
+
+
 def test_ct_windows_are_usable():
     for center, width in images.CT_WINDOWS.values():
         assert images.window(np.array([[center]]), center, width).tolist() == [[128]]

@@ -410,6 +410,29 @@ PAIRS = {
             ),
         },
     ),
+    "endovis2017_instruments": (
+        "instrument_1_4_training",
+        {
+            "instrument_dataset_1/left_frames/frame000.png": (
+                ("bipolar forceps", "prograsp forceps"),
+                "",
+                [
+                    "instrument_dataset_1/ground_truth/Maryland_Bipolar_Forceps_labels/frame000.png",
+                    "instrument_dataset_1/ground_truth/Left_Prograsp_Forceps_labels/frame000.png",
+                    "instrument_dataset_1/ground_truth/Right_Prograsp_Forceps_labels/frame000.png",
+                ],
+            ),
+            "instrument_dataset_4/left_frames/frame000.png": (
+                ("large needle driver",),
+                "",
+                [
+                    "instrument_dataset_4/ground_truth/Large_Needle_Driver_Left_labels/frame000.png",
+                    "instrument_dataset_4/ground_truth/Large_Needle_Driver_Right_labels/"
+                    "frame000.png",
+                ],
+            ),
+        },
+    ),
 }
 
 
@@ -478,6 +501,24 @@ def test_a_mask_that_is_missing_or_belongs_to_no_image_is_counted(tmp_path):
     assert [r.path for r in records] == ["images/a.jpg", "images/b.jpg"]
     lost = {row["outcome"]: row["count"] for row in ledger.rows() if row["outcome"] != "kept"}
     assert lost == {"mask missing": 1, "no annotation names this mask": 1}
+
+
+def test_an_instruments_parts_are_one_mask_and_an_unnamed_instrument_is_counted(tmp_path):
+    root = tmp_path / "instrument_1_4_training"
+    sequence = "instrument_dataset_2"
+    plant(root, [f"{sequence}/left_frames/frame000.png", f"{sequence}/right_frames/frame000.png"])
+    mask = np.zeros((48, 32), np.uint8)
+    mask[10:14, 8:16], mask[14:17, 8:16], mask[17:20, 8:16] = 10, 20, 30  # shaft, wrist, claspers
+    for folder in ("Right_Prograsp_Forceps_labels", "Left_Prograsp_Forceps_labels", "Other_labels"):
+        target = root / sequence / "ground_truth" / folder / "frame000.png"
+        target.parent.mkdir(parents=True)
+        target.write_bytes(images.to_png(mask if "Left" not in folder else mask * 0))
+    _, (record,), ledger = read(root)
+    assert record.labels == ("prograsp forceps",)
+    (box,) = record.boxes
+    assert (box.x1 * 32, box.y1 * 48, box.x2 * 32, box.y2 * 48) == pytest.approx((8, 10, 16, 20))
+    lost = {row["outcome"]: row["count"] for row in ledger.rows() if row["outcome"] != "kept"}
+    assert lost == {"mask is empty": 1, "no annotation names this mask": 1}
 
 
 def test_an_empty_mask_of_a_normal_breast_is_no_finding(tmp_path):
@@ -635,6 +676,7 @@ def test_every_term_of_a_recipe_has_a_chinese_name():
         options = recipe.options
         terms = [*options.get("names", {}).values(), *options.get("labels", ())]
         terms += [*options.get("severity", ()), *options.get("grades", {}).values(), recipe.organ]
+        terms += [term for term in options.get("pairs", ()) if "{" not in term]
         for term in filter(None, terms):
             translate(readable(term), "zh", unknown)
     assert not unknown

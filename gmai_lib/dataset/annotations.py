@@ -6,6 +6,7 @@ cannot be read at all is a ValueError that names the file. XML goes through defu
 Options that several formats share:
     images      glob of all image files; one that no annotation names is a counted drop
     masks       glob of all mask files, likewise
+    mask_from   smallest value of a pixel that belongs to the structure, where it is not half of 255
     table, key  CSV with more about each image (patient, organ, finding, severity), and the
                 column that names the image: its path, file name or stem
     columns     where headers differ: our field -> header (lower case, blanks stripped), or several

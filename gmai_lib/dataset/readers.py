@@ -322,19 +322,20 @@ def _mask_boxes(
     if not is_file(root, path):
         return "mask missing"
     try:
-        pixels = images.decode(root / path)
+        pixels, corner, size = images.decode_marked(root / path)
     except (OSError, ValueError):
         return "mask cannot be decoded"
-    mask = pixels.max(axis=2) if pixels.ndim == 3 else pixels
-    mask = mask > (127 if mask.max() > 1 else 0)  # 0/255, also from a JPEG, or 0/1
-    if mask.shape != shape:
+    if size != shape:
         return "mask of another size than its image"
+    # 0/255, also from a JPEG, or 0/1, where the recipe does not say more
+    usual = 128 if pixels.max(initial=0) > 1 else 1
+    mask = pixels >= recipe.options.get("mask_from", usual)
     if not mask.any():
         return [] if label == NO_FINDING else "mask is empty"
     if label in ("", NO_FINDING):
         return "mask without a finding"
-    by_component = recipe.options.get("instances") == "components"
-    return boxes_of_mask(mask, label, "components" if by_component else "label")
+    how = "components" if recipe.options.get("instances") == "components" else "label"
+    return boxes_of_mask(mask, label, how, corner=corner, shape=shape)
 
 
 def _volume_of(recipe: Recipe, path: str) -> str:

@@ -740,6 +740,34 @@ MASKS = (
         citation="Carstens et al., Scientific Data 2023, 10.1038/s41597-022-01719-2",
         homepage="https://doi.org/10.6084/m9.figshare.21702600",
     ),
+    # Some folders say which hand holds the instrument (Left_Prograsp_Forceps_labels), some that a
+    # pair of bipolar forceps is a Maryland; "Other_labels" is no instrument's name and is not read.
+    _pairs(
+        "endovis2017_instruments",
+        "instrument_dataset_*/ground_truth/*_labels/frame*.png",
+        r"(?P<patient>instrument_dataset_\d+)/left_frames/(?P<name>frame\d+)\.png",
+        {
+            "bipolar forceps": "{patient}/ground_truth/*Bipolar_Forceps*_labels/{name}.png",
+            "prograsp forceps": "{patient}/ground_truth/*Prograsp_Forceps*_labels/{name}.png",
+            "large needle driver": "{patient}/ground_truth/*Large_Needle_Driver*_labels/{name}.png",
+            "vessel sealer": "{patient}/ground_truth/*Vessel_Sealer*_labels/{name}.png",
+            "grasping retractor": "{patient}/ground_truth/*Grasping_Retractor*_labels/{name}.png",
+            "monopolar curved scissors": (
+                "{patient}/ground_truth/*Monopolar_Curved_Scissors*_labels/{name}.png"
+            ),
+        },
+        "endoscopy",
+        "general surgery",
+        "",
+        images="*/left_frames/*.png",
+        masks="*/ground_truth/*/*.png",
+        mask_from=1,  # the value says which part of the instrument a pixel is
+        sparse=True,
+        task="surgical instrument recognition",
+        access="registration",
+        citation="Allan et al., 2017 Robotic Instrument Segmentation Challenge, arXiv 1902.06426",
+        homepage="https://endovissub2017-roboticinstrumentsegmentation.grand-challenge.org/",
+    ),
 )
 
 

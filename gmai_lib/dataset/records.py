@@ -127,23 +127,32 @@ def box_of(label: str, corners: Iterable, width: int, height: int) -> Box | str:
     return Box(label=label, x1=x1, y1=y1, x2=x2, y2=y2)
 
 
-def boxes_of_mask(mask: np.ndarray, label: str, instances: str) -> list[Box]:
+def boxes_of_mask(
+    mask: np.ndarray,
+    label: str,
+    instances: str,
+    *,
+    corner: tuple[int, int] = (0, 0),
+    shape: tuple[int, int] | None = None,
+) -> list[Box]:
     """Return boxes of a boolean (H, W) mask, each with the covered fraction of the image.
 
     `instances` "components": one box per connected component (8 neighbours), else one box
-    around everything.
+    around everything. A mask may be a part of its image, of height and width `shape`, that begins
+    at row and column `corner`.
     """
-    height, width = mask.shape
+    height, width = shape or mask.shape
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not rows.size:
         return []
     # Only what lies around the mask is searched: most masks cover little of their image.
     top, left = int(rows[0]), int(columns[0])
     inside = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    top, left = top + corner[0], left + corner[1]
     if instances == "components" and not _is_one_region(inside):
         parts, _ = ndimage.label(inside, structure=np.ones((3, 3)))
         found = ndimage.find_objects(parts)
-        covered = np.bincount(parts.ravel())[1:]
+        covered = [np.count_nonzero(parts[part] == i) for i, part in enumerate(found, start=1)]
     else:
         found = [tuple(slice(0, length) for length in inside.shape)]
         covered = [np.count_nonzero(inside)]
@@ -154,7 +163,7 @@ def boxes_of_mask(mask: np.ndarray, label: str, instances: str) -> list[Box]:
             y1=(top + down.start) / height,
             x2=(left + across.stop) / width,
             y2=(top + down.stop) / height,
-            area=float(pixels / mask.size),
+            area=float(pixels / (height * width)),
         )
         for (down, across), pixels in zip(found, covered, strict=True)
     ]
