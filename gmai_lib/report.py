@@ -270,20 +270,36 @@ def plot_confusion(pairs: list[tuple[str, str]], out: Path, name: str, *, title:
     figure, axes = _subplots(1, 1, (0.36 * len(predictions) + 2.2, 0.32 * len(references) + 1.6))
     axis = axes.flat[0]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), count in np.ndenumerate(counts):
-        if count:
-            ink = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, count, ha="center", va="center", fontsize=7, color=ink)
-    axis.set_xticks(range(len(predictions)), predictions, rotation=60, ha="right", fontsize=7)
-    axis.set_yticks(range(len(references)), references, fontsize=7)
+    _show_counts(axis, counts, shares, references, predictions)
     axis.set_xlabel("answer of the model")
     axis.set_ylabel("reference")
-    axis.grid(visible=False)
     axis.set_title(title)
     rows = [
         {"reference": references[r], "prediction": predictions[c], "count": int(n)}
         for (r, c), n in np.ndenumerate(counts)
+    ]
+    return save(figure, rows, out, name)
+
+
+def plot_coverage(tables: list, out: Path, name: str, *, title: str):
+    """Draw tables of counts (pandas, of the same rows) side by side, dark where there are many.
+
+    Index and columns need names; a cell without any stays blank, so that gaps are seen.
+    """
+    height = 0.24 * len(tables[0]) + 2.4
+    figure, axes = _subplots(1, len(tables), (0.31 * sum(t.shape[1] for t in tables) + 2.6, height))
+    for table, axis in zip(tables, axes.flat, strict=True):
+        # The root, as single datasets stand beside hundreds.
+        depth = np.sqrt(table.to_numpy() / table.to_numpy().max())
+        _show_counts(axis, table.to_numpy(), depth, [*table.index], [*table.columns])
+        axis.set_title(f"{table.index.name} by {table.columns.name}")
+        if table is not tables[0]:
+            axis.set_yticks([])
+    _frame(figure, title)
+    rows = [
+        {"table": table.columns.name, table.index.name: r, "value": c, "count": int(n)}
+        for table in tables
+        for (r, c), n in table.stack().items()
     ]
     return save(figure, rows, out, name)
 
@@ -426,6 +442,18 @@ def _legend(figure, axis):
     handles, labels = axis.get_legend_handles_labels()
     columns = min(3, len(labels))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def _show_counts(axis, counts: np.ndarray, depth: np.ndarray, rows: list[str], columns: list[str]):
+    """Write each count that is not 0 into its cell, which is blue by `depth` (0 to 1)."""
+    axis.imshow(depth, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            ink = "white" if depth[row, column] > 0.5 else "black"
+            axis.text(column, row, count, ha="center", va="center", fontsize=7, color=ink)
+    axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
+    axis.set_yticks(range(len(rows)), rows, fontsize=7)
+    axis.grid(visible=False)
 
 
 def _show_image(axis, image, boxes, colour):

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -98,6 +99,15 @@ FIGURES = {
         "plot_confusion",
         title="t",
     ),
+    "plot_coverage": lambda out: report.plot_coverage(
+        [
+            pd.crosstab(pd.Series(["CT", "CT", "MR"], name="m"), pd.Series([*kinds], name=name))
+            for name, kinds in (("organ", "aab"), ("task", "xyz"))
+        ],
+        out,
+        "plot_coverage",
+        title="t",
+    ),
     "plot_token_strip": lambda out: report.plot_token_strip(
         ["<image>", "What", "$x$", "\n", "yes"],
         [False] * 4 + [True],
@@ -145,6 +155,15 @@ def test_confusion_counts_answers_outside_the_references_as_other(tmp_path):
     }
     assert rows["nodule", "other"] == 1 and rows["cyst", "nodule"] == 1
     assert sum(rows.values()) == 3
+
+
+def test_coverage_counts_every_cell_of_every_table(tmp_path):
+    FIGURES["plot_coverage"](tmp_path)
+    rows = {
+        (r["table"], r["m"], r["value"]): r["count"] for r in rows_of(tmp_path, "plot_coverage")
+    }
+    assert len(rows) == 2 * 2 + 2 * 3 and rows["organ", "CT", "a"] == "2"
+    assert rows["organ", "MR", "a"] == "0" and rows["task", "MR", "z"] == "1"
 
 
 def test_boxes_are_drawn_where_they_are(tmp_path):
