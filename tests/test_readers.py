@@ -1,6 +1,7 @@
 """Recipes and readers: real folders, phantoms, and tiny trees with every known trap."""
 
 import dataclasses
+import gzip
 import json
 import re
 from collections import Counter
@@ -834,7 +835,7 @@ def test_a_ct_without_any_window_is_an_error_of_the_recipe(tmp_path):
         _read("totalsegmentator_ct_mr", tmp_path, cases=(case | {"window": "bones"},))
 
 
-@pytest.mark.parametrize("damage", ["cut", "junk", "4d", "2d"])
+@pytest.mark.parametrize("damage", ["cut", "junk", "4d", "2d", "claims", "nan"])
 def test_a_broken_nifti_volume_is_a_drop(tmp_path, damage):
     root = tmp_path / "phantom_pet"
     path = tiny.nifti(root / "imagesTr/a_0000.nii.gz", np.zeros((8, 8, 4), np.int16))
@@ -846,6 +847,15 @@ def test_a_broken_nifti_volume_is_a_drop(tmp_path, damage):
         path.write_bytes(b"junk")
     elif damage == "4d":
         tiny.nifti(path, np.zeros((8, 8, 4, 2), np.int16))
+    elif damage == "claims":  # 30,000 voxels along each axis, in a file of a few bytes
+        header = bytearray(gzip.decompress(path.read_bytes()))
+        header[42:48] = np.full(3, 30_000, "<i2").tobytes()
+        path.write_bytes(gzip.compress(bytes(header)))
+    elif damage == "nan":  # pixdim and the rows of the affine
+        header = bytearray(gzip.decompress(path.read_bytes()))
+        header[76:92] = np.full(4, np.nan, "<f4").tobytes()
+        header[280:328] = np.full(12, np.nan, "<f4").tobytes()
+        path.write_bytes(gzip.compress(bytes(header)))
     else:
         tiny.nifti(path, np.zeros((8, 8), np.int16))
     tiny.text(root / "dataset.json", {"labels": {"background": 0, "focus": 1}})

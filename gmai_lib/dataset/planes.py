@@ -94,7 +94,7 @@ def load_volume(path: Path) -> tuple[nibabel.Nifti1Image, np.ndarray]:
         values = values[..., 0]
     if values.ndim != 3 or not values.size or values.dtype.kind not in "iufb":
         raise ValueError(f"{path}: shape {image.shape}, type {values.dtype} is no grey 3D volume")
-    if not abs(np.linalg.det(image.affine)) > 1e-9:
+    if not (np.isfinite(image.affine).all() and abs(np.linalg.det(image.affine)) > 1e-9):
         raise ValueError(f"{path}: its affine has no inverse")
     return image, values
 
