@@ -2,13 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_archive
 import tiny_datasets as tiny
 
-from gmai_lib.dataset import looks, new, phantom_files, recipes
+from gmai_lib.dataset import (
+    build,
+    curate,
+    looks,
+    new,
+    phantom_files,
+    readers,
+    recipes,
+    writers,
+)
 from gmai_lib.schema import Ledger
 
 
@@ -22,15 +32,15 @@ def sources(tmp_path_factory):
 @pytest.mark.parametrize("recipe", recipes.PHANTOMS, ids=lambda recipe: recipe.name)
 def test_a_phantom_source_under_another_name_is_recognised(sources, tmp_path, recipe):
     """The drafted reader is the recipe's own, and it finds as many records and boxes."""
-    from gmai_lib.dataset import readers
-
     folder = tmp_path / "something else"
     shutil.copytree(sources / recipe.name, folder)
     drafts = new.draft(folder)
     surest = drafts[0].recipe
     assert surest.reader == recipe.reader
     assert surest.license == "unstated" and surest.modality == surest.task == new.ASK
-    records, ledger = new.attempt(surest, folder, recipe.modality)
+    stated = new.draft(folder, recipe.modality)[0].recipe
+    assert stated == replace(surest, modality=recipe.modality)
+    records, ledger = new.attempt(stated, folder)
     ledger.check()
     own = list(readers.read(recipe, sources / recipe.name, Ledger()))
     assert len(records) == len(own)
@@ -46,6 +56,8 @@ def test_the_draft_is_python(sources, tmp_path, recipe):
         again = eval(draft.source(), {"Recipe": recipes.Recipe})
         assert again == draft.recipe
         assert recipes.matches(again, folder), "its marks find the folder it was drafted from"
+        others = [other for other in sources.iterdir() if recipes.matches(again, other)]
+        assert not others, "and no other one of the same format"
 
 
 def test_a_split_in_the_path_is_a_split(tmp_path):
@@ -162,10 +174,9 @@ def test_a_format_is_recognised_and_its_draft_reads_it(tmp_path, reader):
     make, records, boxes = MADE[reader]
     root = tmp_path / "a new set"
     make(root)
-    surest = new.draft(root)[0]
+    surest = new.draft(root, "text" if reader.startswith("text") else "CT")[0]
     assert surest.recipe.reader == reader, surest.because
-    modality = "text" if reader.startswith("text") else "CT"
-    found, ledger = new.attempt(surest.recipe, root, modality)
+    found, ledger = new.attempt(surest.recipe, root)
     ledger.check()
     assert (len(found), sum(len(r.boxes) for r in found)) == (records, boxes)
     again = eval(surest.source(), {"Recipe": recipes.Recipe})
@@ -174,8 +185,6 @@ def test_a_format_is_recognised_and_its_draft_reads_it(tmp_path, reader):
 
 def test_every_format_is_looked_for():
     """What has no function yet is named here, so that a new reader is not forgotten."""
-    from gmai_lib.dataset import readers
-
     source = (new.Path(looks.__file__)).read_text("utf-8")
     missing = {name for name in readers.READERS if f'"{name}"' not in source}
     # Listed cases; rows of text questions, and films whose table's columns only a person can name.
@@ -203,6 +212,29 @@ def test_broken_indexes_are_passed_over(tmp_path, broken):
         new.draft(tmp_path)
 
 
+def test_a_folder_nobody_knows_becomes_pairs_by_one_recipe(sources, tmp_path, monkeypatch):
+    """What a user does: draft, fill in the questions, paste; notebooks 01 to 03 do the rest."""
+    shutil.copytree(sources / "phantom_xray", tmp_path / "data" / "Ward 7 [chest]")
+    with pytest.raises(ValueError, match="no dataset that a recipe recognises"):
+        recipes.find(tmp_path / "data")
+    draft = new.draft(tmp_path / "data" / "Ward 7 [chest]", "X-ray")[0].recipe
+    filled = replace(draft, task="disease diagnosis", license="CC0-1.0", citation="nobody")
+    monkeypatch.setattr(recipes, "RECIPES", (*recipes.RECIPES, filled))
+    ledger = Ledger()
+    records = list(readers.read_all(recipes.find(tmp_path / "data"), ledger))
+    kept = curate.assign_splits(
+        list(curate.apply(records, ledger)), seed=0, validation_fraction=0.1, test_fraction=0.1
+    )
+    ledger.check()
+    writer = writers.TemplateWriter(0)
+    made = build.write_pairs(kept, tmp_path / "pairs", writer=writer, seed=0, chinese_fraction=0.3)
+    assert {row["source"] for row in made["counts"]} == {filled.name} == {"ward_7_chest_"}
+    lost = {row["outcome"]: row["count"] for row in ledger.rows() if row["outcome"] != "kept"}
+    assert made["num_records"] == 6 and lost == {"no label": 6}
+    assert made["num_samples"] >= 3 * 6
+    assert made["fidelity"]["checked"] and not made["fidelity"]["refused"]
+
+
 def test_command_line(sources, tmp_path, capsys):
     folder = tmp_path / "chest"
     shutil.copytree(sources / "phantom_xray", folder)
@@ -210,6 +242,7 @@ def test_command_line(sources, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "surest: annotations.json is a COCO index of 12 images" in said
     assert "Recipe(" in said and "tried on the first 12 records" in said
+    assert "6 of these images have neither label nor question" in said
     new.main([str(sources / "phantom_xray")])
     assert "is recognised already: phantom_xray" in capsys.readouterr().out
     for wrong in ([str(tmp_path / "none")], [str(folder), "--modality", "xray"]):

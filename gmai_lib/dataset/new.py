@@ -14,13 +14,14 @@ import argparse
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 
 from gmai_lib.dataset import readers
 from gmai_lib.dataset.annotations import files
 from gmai_lib.dataset.looks import ASK, LOOKS
 from gmai_lib.dataset.recipes import RECIPES, Recipe, matches
-from gmai_lib.schema import MODALITIES, TASKS, Ledger
+from gmai_lib.schema import DEPARTMENTS, MODALITIES, NO_FINDING, TASKS, Ledger
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Draft:
         return "\n".join(("Recipe(", *lines, ")"))
 
 
-def draft(folder: Path) -> list[Draft]:
+def draft(folder: Path, modality: str = ASK) -> list[Draft]:
     """Return a draft for every format that `folder` is recognised as, the surest first.
 
-    Raises ValueError if `folder` is missing or nothing is recognised, with what lies in it.
+    Its marks hold the folder's name: files of a common format lie in many folders. Raises
+    ValueError if `folder` is missing or nothing is recognised, with what lies in it.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
@@ -54,8 +56,8 @@ def draft(folder: Path) -> list[Draft]:
             recipe = Recipe(
                 name=re.sub(r"\W+", "_", root.name.lower()),
                 reader=reader,
-                marks=(f"*/{mark}",),
-                modality=ASK,
+                marks=(f"{escape(root.name)}/{mark}",),
+                modality=modality,
                 department="unstated",
                 task=ASK,
                 license="unstated",
@@ -74,10 +76,11 @@ def draft(folder: Path) -> list[Draft]:
     return found
 
 
-def attempt(recipe: Recipe, root: Path, modality: str, most: int = 200) -> tuple[list, Ledger]:
+def attempt(recipe: Recipe, root: Path, most: int = 200) -> tuple[list, Ledger]:
     """Read up to `most` records of `root` with a draft; return them and the books."""
     ledger, records = Ledger(), []
-    tried = replace(recipe, modality=modality, task=TASKS[0])  # both are asked for in the draft
+    modality = "X-ray" if recipe.modality == ASK else recipe.modality  # any will do for the trial
+    tried = replace(recipe, modality=modality, task=TASKS[0])
     for record in readers.read(tried, Path(root).resolve(), ledger):
         records.append(record)
         if len(records) == most:
@@ -89,22 +92,20 @@ def main(arguments: list[str] | None = None):
     """Command line; see the module docstring."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of one dataset")
-    parser.add_argument(
-        "--modality", default="X-ray", help="for the trial; one of schema.MODALITIES"
-    )
+    parser.add_argument("--modality", default=ASK, help="of its images, if all have the same")
     parsed = parser.parse_args(arguments)
-    if parsed.modality not in MODALITIES:
+    if parsed.modality not in (*MODALITIES, ASK):
         parser.error(f"unknown modality {parsed.modality!r}; known: {', '.join(MODALITIES)}")
     try:
         known = [r.name for r in RECIPES if matches(r, parsed.folder.resolve())]
         if known:
             print(f"{parsed.folder} is recognised already: {', '.join(known)}")
             return
-        drafts = draft(parsed.folder)
+        drafts = draft(parsed.folder, parsed.modality)
         for number, each in enumerate(drafts):
             print(f"{'surest' if not number else 'also possible'}: {each.because}\n")
             print(each.source(), "\n", sep="\n")
-        records, ledger = attempt(drafts[0].recipe, parsed.folder, parsed.modality)
+        records, ledger = attempt(drafts[0].recipe, parsed.folder)
     except ValueError as error:
         parser.error(str(error))
     labels = Counter(label for record in records for label in record.labels)
@@ -112,7 +113,16 @@ def main(arguments: list[str] | None = None):
     print(f"tried on the first {len(records)} records: {boxes} boxes, labels {dict(labels)}")
     for row in ledger.rows():
         print(f"  {row['level']}: {row['outcome']} {row['count']}  {row['example']}".rstrip())
+    silent = sum(r.image is not None and not (r.labels or r.qa or r.report) for r in records)
+    if silent:
+        print(
+            f"{silent} of these images have neither label nor question and give no pair; if it "
+            f"means that nothing is to be found, the option 'no_annotation': {NO_FINDING!r} says so"
+        )
     print(f'Fill in what stands as "{ASK}"; it belongs into gmai_lib/dataset/recipes_public.py.')
+    for name, known in (("modality", MODALITIES), ("task", TASKS), ("department", DEPARTMENTS)):
+        print(f"{name}: one of {', '.join(known)}")
+    print('license: an SPDX identifier, or "unstated"')
 
 
 if __name__ == "__main__":
