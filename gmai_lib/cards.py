@@ -52,15 +52,22 @@ PAPER_SUBSETS = {
 
 
 def modality_shares(manifest: dict) -> list[dict]:
-    """Return rows {"modality", "ours", "paper"}: percent of the image samples."""
+    """Return rows {"modality", "ours", "paper"}: percent of the image samples.
+
+    Modalities that the paper does not name follow its thirteen, with None for the paper.
+    """
     ours: Counter = Counter()
     for row in manifest["counts"]:
         if row["modality"] != "text":
             ours[row["modality"]] += row["samples"]
     total = sum(ours.values())
     return [
-        {"modality": name, "ours": round(100 * ours[name] / total, 1), "paper": share}
-        for name, share in PAPER_MODALITY_SHARES.items()
+        {
+            "modality": name,
+            "ours": round(100 * ours[name] / total, 1),
+            "paper": PAPER_MODALITY_SHARES.get(name),
+        }
+        for name in dict.fromkeys((*PAPER_MODALITY_SHARES, *sorted(ours)))
     ]
 
 

@@ -42,6 +42,9 @@ def test_shares_are_percent_of_image_samples_and_of_all_samples():
     shares = {row["modality"]: row for row in cards.modality_shares(MANIFEST)}
     assert shares["CT"]["ours"] == 75.0 and shares["MR"]["ours"] == 25.0
     assert shares["CT"]["paper"] == 26.8
+    row = MANIFEST["counts"][0] | {"modality": "unstated", "samples": 8}
+    *known, other = cards.modality_shares(MANIFEST | {"counts": [*MANIFEST["counts"], row]})
+    assert other == {"modality": "unstated", "ours": 50.0, "paper": None} and len(known) == 13
     subsets = {row["subset"]: row for row in cards.subset_shares(MANIFEST)}
     assert subsets["caption"]["ours"] == 60.0 and list(subsets) == list(SUBSETS)
     assert sum(row["paper"] for row in subsets.values()) == pytest.approx(100, abs=0.3)
