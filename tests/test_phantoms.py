@@ -465,11 +465,11 @@ def test_text_is_medquad_xml(sources):
 def test_interrupted_write_leaves_no_half_folder(tmp_path, monkeypatch):
     real = phantom_files._write_chunk
 
-    def stop(partial, name, *more):
-        if name == "phantom_pet":
-            real(partial, name, *more)
+    def stop(root, job):
+        done = real(root, job)
+        if job[0] == "phantom_pet":
             raise KeyboardInterrupt
-        return real(partial, name, *more)
+        return done
 
     monkeypatch.setattr(phantom_files, "_write_chunk", stop)
     with pytest.raises(KeyboardInterrupt):

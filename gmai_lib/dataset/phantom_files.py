@@ -9,18 +9,16 @@ a complete one made with the same parameters and the same drawing code is reused
 
 import hashlib
 import json
-import multiprocessing
 import shutil
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
-from itertools import repeat
+from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from gmai_lib.dataset.phantom_formats import LAYOUTS, Layout, Patient
 from gmai_lib.outputs import write_json
+from gmai_lib.pool import ordered
 
 MARKER = ".complete"  # parameters of a finished folder
 _CHUNK = 24  # patients a process writes at a time
@@ -56,16 +54,33 @@ def write_sources(
     wanted = {"seed": seed, "images_per_modality": images_per_modality, "size": size}
     wanted["code"] = _code_sha256()
     missing = [name for name in names if not _is_complete(root / name, wanted)]
-    if missing and processes > 1:
-        # Fresh processes: forking one that has run torch threads can hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            for name in missing:
-                _write_folder(root / name, wanted, pool.map)
-    else:
+    chunks = {name: _chunks(name, wanted) for name in missing}
+    written = ordered(partial(_write_chunk, root), _jobs(root, chunks, seed), processes=processes)
+    try:
         for name in missing:
-            _write_folder(root / name, wanted, map)
+            _finish(root / name, wanted, [row for _ in chunks[name] for row in next(written)])
+    finally:
+        written.close()  # no process writes any more
+        for name in missing:
+            shutil.rmtree(_unfinished(root, name), ignore_errors=True)
     return [root / name for name in names]
+
+
+def _unfinished(root: Path, name: str) -> Path:
+    return root / f".{name}.partial"
+
+
+def _chunks(name: str, wanted: dict) -> list[list[Patient]]:
+    patients = _patients(LAYOUTS[name], name, wanted)
+    return [patients[i : i + _CHUNK] for i in range(0, len(patients), _CHUNK)]
+
+
+def _jobs(root: Path, chunks: dict[str, list], seed: int) -> Iterator[tuple]:
+    """A few patients of one dataset at a time; its folder is made when its turn comes."""
+    for name in chunks:
+        shutil.rmtree(_unfinished(root, name), ignore_errors=True)  # of a run that was killed
+        _unfinished(root, name).mkdir()
+        yield from ((name, seed, patients) for patients in chunks[name])
 
 
 def _is_complete(folder: Path, wanted: dict) -> bool:
@@ -80,40 +95,31 @@ def _is_complete(folder: Path, wanted: dict) -> bool:
     return json.loads(marker.read_text("utf-8")) == wanted
 
 
-def _write_folder(folder: Path, wanted: dict, map_):
-    """Write one dataset into a hidden sibling and rename it when it is complete."""
-    layout = LAYOUTS[folder.name]
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir()
-    try:
-        patients = _patients(layout, folder.name, wanted)
-        chunks = [patients[i : i + _CHUNK] for i in range(0, len(patients), _CHUNK)]
-        jobs = map_(
-            _write_chunk, repeat(partial), repeat(folder.name), repeat(wanted["seed"]), chunks
-        )
-        layout.index(partial, [row for rows in jobs for row in rows])
-        (partial / "SOURCE.md").write_text(_source_text(folder.name, layout, wanted), "utf-8")
-        write_json(partial / MARKER, wanted)
-        if folder.exists():  # complete, but made with other parameters
-            outdated = folder.with_name(f".{folder.name}.outdated")
-            shutil.rmtree(outdated, ignore_errors=True)
-            folder.rename(outdated)
-            partial.rename(folder)
-            shutil.rmtree(outdated)
-        else:
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_chunk(partial: Path, name: str, seed: int, patients: list[Patient]) -> list[dict]:
+def _write_chunk(root: Path, job: tuple[str, int, list[Patient]]) -> list[dict]:
+    """Write the images of a few patients; return their rows."""
+    name, seed, patients = job
     number = list(LAYOUTS).index(name)
     rows = []
     for patient in patients:
         rng = np.random.default_rng((seed, number, patient.number))
-        rows += LAYOUTS[name].unit(partial, rng, patient)
+        rows += LAYOUTS[name].unit(_unfinished(root, name), rng, patient)
     return rows
+
+
+def _finish(folder: Path, wanted: dict, rows: list[dict]):
+    """Write what describes a dataset and give its folder its name."""
+    layout, made = LAYOUTS[folder.name], _unfinished(folder.parent, folder.name)
+    layout.index(made, rows)
+    (made / "SOURCE.md").write_text(_source_text(folder.name, layout, wanted), "utf-8")
+    write_json(made / MARKER, wanted)
+    if folder.exists():  # complete, but made with other parameters
+        outdated = folder.with_name(f".{folder.name}.outdated")
+        shutil.rmtree(outdated, ignore_errors=True)
+        folder.rename(outdated)
+        made.rename(folder)
+        shutil.rmtree(outdated)
+    else:
+        made.rename(folder)
 
 
 def _patients(layout: Layout, name: str, wanted: dict) -> list[Patient]:
