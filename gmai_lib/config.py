@@ -103,6 +103,8 @@ class VisionConfig:
     hidden_act: str = "quick_gelu"  # OpenAI's CLIP
     model_type: str = "clip"  # or "siglip", which has no class token
     pixel_shuffle: int = 1  # so many patches a side become one token; 1 = none [code]
+    max_tiles: int = 1  # of an image larger than image_size, beside the whole; 1 = none [code]
+    number_slices: bool = False  # several images of a turn are the slices of a volume [code]
 
     @property
     def num_patches(self) -> int:

@@ -121,14 +121,7 @@ def _turns(conversation, num_images: int) -> list[dict]:
 
 
 def _inputs(model, processor, images, conversation) -> dict:
-    config = model.config
-    if config.number_slices:
-        conversation = views.number_slices(conversation)
-    if config.max_tiles > 1:
-        size = config.vision_config.image_size
-        images, conversation, _ = views.with_tiles(
-            images, conversation, size=size, max_tiles=config.max_tiles
-        )
+    images, conversation = views.expand(images, conversation, processor)
     ids = chat.encode_prompt(conversation, processor.tokenizer, model.config.tokens_per_image)
     inputs = {"input_ids": torch.tensor([ids], device=model.device)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

@@ -415,7 +415,10 @@ def test_order_goes_on_with_another_number_of_ranks_and_another_micro_batch(stor
     [
         ({"images": ()}, "sample broken has 0 images but its conversation has 1 <image>"),
         ({"images": (b"not a picture",)}, "image of sample broken cannot be read"),
-        ({"conversations": ({"role": "user", "content": "hello"},)}, "sample broken: a training"),
+        (
+            {"conversations": ({"role": "user", "content": "<image>hello"},)},
+            "sample broken: a training",
+        ),
     ],
 )
 def test_broken_sample_is_named(tmp_path, processor, made, change, message):

@@ -4,13 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny_run
 import torch
 from tiny_model import picture, talk, tiny_model, tiny_profile
 from torch.nn import functional as F
 from transformers import AutoProcessor
 
 from gmai_lib import config, lens
+from gmai_lib.dataset.images import to_png
+from gmai_lib.evaluation import run
+from gmai_lib.evaluation.items import Item
 from gmai_lib.model import chat, gmai_vl, views, weights
+from gmai_lib.training.loader import PairLoader, prepare, to_device
 
 
 def shuffling(tokenizer):
@@ -143,7 +148,7 @@ def test_a_model_with_tiles_answers_as_to_the_same_views_one_by_one(tokenizer):
     plain = lens.reply(model, processor, [image], talk(question), 8)
     pictures, turns, _ = views.with_tiles([image], talk(question), size=16, max_tiles=4)
     expected = lens.reply(model, processor, pictures, turns, 8)
-    model.config.max_tiles = 4
+    processor = chat.build_processor(tokenizer, model.config.vision_config, max_tiles=4)
     assert lens.reply(model, processor, [image], talk(question), 8) == expected != plain
     assert lens.answer_attention(model, processor, image, "Which?").shape == (4, 4)
 
@@ -186,7 +191,83 @@ def test_a_model_that_numbers_slices_sees_their_order(tokenizer):
         return model(**lens._inputs(model, processor, images, turns)).logits[0, -1]
 
     expected, unnumbered = logits(images, views.number_slices(turns)), logits(images, turns)
-    model.config.number_slices = True
+    processor = chat.build_processor(tokenizer, model.config.vision_config, number_slices=True)
     assert torch.equal(logits(images, turns), expected)
     for other in (unnumbered, logits(images[::-1], turns)):
         assert (other - expected).abs().max() > 0.01
+
+
+def several_views(tokenizer):
+    """A model that numbers slices and cuts what is larger than its 16 pixels into up to 4 tiles."""
+    vision = replace(tiny_profile().vision, max_tiles=4, number_slices=True)
+    model = tiny_model(tokenizer, profile=replace(tiny_profile(), vision=vision))
+    more = {"max_tiles": 4, "number_slices": True}
+    return model, chat.build_processor(tokenizer, model.config.vision_config, **more)
+
+
+def png(number, height, width):
+    return to_png(picture(number, height, width))
+
+
+def test_training_gets_the_views_that_the_chat_shows(tokenizer, tmp_path):
+    """Tiles and numbered slices in the store, packed, and the loss of the views one by one."""
+    model, processor = several_views(tokenizer)
+    large, small = png(0, 32, 48), png(1, 16, 12)
+    turns = talk("<image><image>\nWhich organ?", "liver", "And <image>?", "lung")
+    made = [
+        replace(sample, images=images, conversations=tuple(turns))
+        for sample, images in zip(
+            tiny_run.samples(2), [(large, small, large), (small, small, small)], strict=True
+        )
+    ]
+    tiny_run.write_shards(tmp_path / "pairs", made, shards=1)
+    store = prepare(tmp_path / "pairs", tmp_path / "cache", split="train", processor=processor)
+    config = model.config
+    assert store.pixels.shape[0] == 2 + 2, "two images and two tiles of the large one, each once"
+    for index, sample in enumerate(made):
+        images, seen = views.expand(sample.images, sample.conversations, processor)
+        assert len(images) == (3 + 2 * 2, 3)[index]
+        expected = chat.encode(seen, tokenizer, config.tokens_per_image)
+        stored = store.sample(index)
+        assert stored["input_ids"].tolist() == expected["input_ids"]
+        assert stored["labels"].tolist() == expected["labels"]
+        pixels = torch.stack([chat.square_image(image, 16) for image in images])
+        assert np.array_equal(stored["pixels"], pixels.numpy())
+        assert "slice 2 of 2: <image>" in "".join(turn["content"] for turn in seen)
+    stage = replace(tiny_run.tiny_profile().stages[0], max_length=512, augment=False)
+    step = next(PairLoader(store, stage, seed=0))
+    inputs = to_device(step.micro_batches[0], "cpu", torch.float32)
+    assert (inputs["input_ids"] == config.image_token_id).sum() == (
+        len(inputs["pixel_values"]) * config.tokens_per_image
+    )
+    plain = chat.build_processor(tokenizer, config.vision_config)
+    other = prepare(tmp_path / "pairs", tmp_path / "cache", split="train", processor=plain)
+    assert len(other.pixels) == 2, "another store, though in the same cache"
+
+
+def test_an_evaluated_model_gets_the_views_that_the_chat_shows(tokenizer, tmp_path):
+    model, processor = several_views(tokenizer)
+    images = (png(0, 32, 48), png(1, 16, 12))
+    about = {"benchmark": "b", "kind": "yes/no", "language": "en", "options": ("yes", "no")}
+    about |= {"group": "g", "modality": "CT", "source": "s"}
+    asked = Item(id="a", images=images, question="Which organ?", answer="yes", **about)
+    plain = chat.build_processor(tokenizer, model.config.vision_config)
+    said = {}
+    for name, used in (("views", processor), ("plain", plain)):
+        (row,) = run.evaluate(model, used, [asked], out_jsonl=tmp_path / f"{name}.jsonl")
+        said[name] = row["response"]
+        limit = run.MAX_NEW_TOKENS["yes/no"]
+        expected = lens.reply(model, used, images, asked.question, limit)
+        assert row["response"] == expected.strip()
+    assert said["views"] != said["plain"]
+
+
+def test_a_processor_that_shows_other_views_is_refused(tokenizer, tmp_path):
+    model, processor = several_views(tokenizer)
+    path = weights.save_checkpoint(model, processor, tmp_path / "views")
+    loaded, again = weights.load_checkpoint(path)
+    assert (loaded.config.max_tiles, again.image_processor.max_tiles) == (4, 4)
+    assert again.image_processor.number_slices is True
+    plain = chat.build_processor(tokenizer, model.config.vision_config)
+    with pytest.raises(ValueError, match="tiles is 1, expected 4; numbered slices is False"):
+        weights.load_checkpoint(weights.save_checkpoint(model, plain, tmp_path / "other"))

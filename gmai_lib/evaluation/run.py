@@ -278,10 +278,10 @@ class _Asker:
     """Prompts and image pixels of one model; every distinct image is preprocessed once."""
 
     def __init__(self, model, processor, *, with_image: bool):
-        from gmai_lib.model import chat
+        from gmai_lib.model import chat, views
 
-        self.model, self.tokenizer, self.with_image = model, processor.tokenizer, with_image
-        self.chat = chat
+        self.model, self.processor, self.with_image = model, processor, with_image
+        self.tokenizer, self.chat, self.views = processor.tokenizer, chat, views
         vision = model.config.vision_config
         self.image_size = vision.image_size
         patches = (vision.image_size // vision.patch_size) ** 2
@@ -296,6 +296,9 @@ class _Asker:
         images = shown_images(item, replaced) if self.with_image else ()
         text = f"{self.chat.IMAGE_TOKEN}\n" * len(images) + item.question
         turns = [{"role": "user", "content": text}]
+        images, turns = self.views.expand(images, turns, self.processor)
+        # Tiles are pixels. As a file they are small, and each is prepared once like any image.
+        images = tuple(i if isinstance(i, bytes) else to_png(np.asarray(i)) for i in images)
         ids = self.chat.encode_prompt(turns, self.tokenizer, self.tokens_per_image)
         return {"item": item, "images": images, "ids": ids, "limit": _limit(item)}
 

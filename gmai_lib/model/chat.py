@@ -224,18 +224,27 @@ def pixel_values(images, vision_config) -> torch.Tensor:
     return normalize_pixels(torch.stack([square_image(image, size) for image in images]))
 
 
-def build_processor(tokenizer, vision_config, *, pixel_shuffle: int = 1) -> LlavaProcessor:
+def build_processor(
+    tokenizer,
+    vision_config,
+    *,
+    pixel_shuffle: int = 1,
+    max_tiles: int = 1,
+    number_slices: bool = False,
+) -> LlavaProcessor:
     """Return the processor saved beside a checkpoint.
 
     It is transformers' own LLaVA processor, so that `AutoProcessor` loads it without this
     package. `LlavaImageProcessorPil` needs no torchvision and pads to a square before it resizes.
-    Its `ct_windows` say how CT values became the grey levels that the model has learned from.
+    Its `ct_windows` say how CT values became the grey levels that the model has learned from, its
+    `max_tiles` and `number_slices` what `views.expand` makes of a sample before the processor.
     """
     size = {"height": vision_config.image_size, "width": vision_config.image_size}
     image_processor = LlavaImageProcessorPil(
         do_pad=True, size=size, crop_size=size, do_center_crop=False
     )
     image_processor.ct_windows = {name: list(values) for name, values in CT_WINDOWS.items()}
+    image_processor.max_tiles, image_processor.number_slices = max_tiles, number_slices
     class_tokens = int(vision_config.model_type.startswith("clip"))  # SigLIP has none
     return LlavaProcessor(
         image_processor=image_processor,
@@ -268,6 +277,8 @@ def check_processor(processor, config, rows: int):
         "pixel mean": (list(images.image_mean), list(OPENAI_CLIP_MEAN)),
         "pixel deviation": (list(images.image_std), list(OPENAI_CLIP_STD)),
         "CT windows": (getattr(images, "ct_windows", None), windows),
+        "tiles": (getattr(images, "max_tiles", 1), config.max_tiles),
+        "numbered slices": (getattr(images, "number_slices", False), config.number_slices),
     }
     wrong = [
         f"{name} is {found}, expected {expected}"

@@ -1,9 +1,10 @@
 """Several views instead of one: a large image as thumbnail and tiles, a volume as numbered slices.
 
+    images, turns = expand(images, turns, processor)   # as the checkpoint says
     images, turns, frames = with_tiles(images, turns, size=336, max_tiles=6)
     turns = number_slices(turns)
 
-Both rewrite one sample before anything else sees it, so training, inference and plain transformers
+All rewrite one sample before anything else sees it, so training, inference and plain transformers
 treat the result as any conversation with several images. Off in the paper's profile: its images
 are one view each, its volumes single slices (GMAIVLConfig.max_tiles = 1, number_slices = False).
 
@@ -16,6 +17,22 @@ from gmai_lib.grounding import Box
 from gmai_lib.model.chat import IMAGE_TOKEN, decode_image
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+def expand(images, conversations, processor):
+    """Return the images and conversation that the model of this processor gets of one sample.
+
+    The store, the evaluation and the chat call this and nothing else. Raises ValueError if
+    `<image>` and images are not equally many, or an image that may need tiles cannot be read.
+    """
+    made = processor.image_processor
+    if getattr(made, "number_slices", False):
+        conversations = number_slices(conversations)
+    if getattr(made, "max_tiles", 1) > 1:
+        images, conversations, _ = with_tiles(
+            images, conversations, size=made.size["height"], max_tiles=made.max_tiles
+        )
+    return images, conversations
 
 
 def tile_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:

@@ -240,13 +240,19 @@ def export_llava(
 def _short_card(model) -> str:
     """A model card with what the weights themselves say."""
     config = model.config
+    tiles = (
+        f" Trained with up to {config.max_tiles} tiles of a larger image beside it, which "
+        "transformers does not cut: see gmai_lib/model/views.py."
+        if config.max_tiles > 1
+        else ""
+    )
     parts = "".join(f"- {row['part']}: {row['parameters']:,}\n" for row in model.parameter_table())
     return (
         "---\npipeline_tag: image-text-to-text\nlibrary_name: transformers\n"
         "tags:\n- medical\n- research-only\n---\n\n# GMAI-VL in the LLaVA layout\n\n"
         f"{NOT_CLINICAL}\n\nImages are padded to a square and resized to "
         f"{config.vision_config.image_size} pixels; each costs {config.tokens_per_image} tokens "
-        f"of a context of {config.context}. CT slices must be windowed "
+        f"of a context of {config.context}.{tiles} CT slices must be windowed "
         "before (`ct_windows` in processor_config.json: centre and width in Hounsfield units)."
         f"\n\nParameters:\n\n{parts}\nNo results are stated: this checkpoint was exported "
         "without an evaluation.\n"

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from gmai_lib.config import LOSS_WEIGHTINGS
-from gmai_lib.model import chat
+from gmai_lib.model import chat, views
 from gmai_lib.outputs import read_json, write_json
 from gmai_lib.training.launch import fingerprint
 
@@ -126,14 +126,21 @@ def prepare(pairs: Path, cache: Path, *, split: str, processor) -> Store:
 
 def _probe(processor) -> str:
     """Hash what tokenizer, template and image transform make of one small example."""
-    turns = ({"role": "user", "content": "<image>\nx 0.18"}, {"role": "assistant", "content": "y"})
+    turns = (_user("<image>\nx 0.18"), {"role": "assistant", "content": "y"})
     encoded = chat.encode(turns, processor.tokenizer, 2)
     ramp = np.arange(48 * 32, dtype=np.uint32).reshape(48, 32).astype(np.uint8)
     pixels = chat.square_image(ramp, _size(processor))
     vocabulary = json.dumps(processor.tokenizer.get_vocab(), sort_keys=True)
     merges = processor.tokenizer.backend_tokenizer.to_str()
     text = f"{encoded} {_tokens_per_image(processor)} {vocabulary} {merges}"
+    large = np.resize(ramp, (3 * _size(processor), 2 * _size(processor)))
+    shown, turns = views.expand([large, large], [_user(2 * chat.IMAGE_TOKEN)], processor)
+    text += f" {turns} {[image.shape for image in shown]}"
     return hashlib.sha256(text.encode() + pixels.numpy().tobytes()).hexdigest()
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
 
 
 def _size(processor) -> int:
@@ -164,15 +171,15 @@ def _build(shards, folder: Path, processor):
     ):
         for shard in shards:
             for batch in pq.ParquetFile(shard).iter_batches(256, columns=list(COLUMNS)):
-                rows, pixels = batch.to_pylist(), []
-                rendered = [_render(row, shard) for row in rows]
+                rows, pixels, rendered = batch.to_pylist(), [], []
                 for row in rows:
-                    for image in row["images"]:
-                        digest = hashlib.sha256(image["bytes"]).digest()
+                    images, text = _shown(row, shard, processor)
+                    rendered.append(text)
+                    for image in images:
+                        digest = _digest(image)
                         if digest not in known:
                             known[digest] = len(known)
-                            job = (image["bytes"], size, row["id"], shard)
-                            pixels.append(threads.submit(_pixels, *job))
+                            pixels.append(threads.submit(_pixels, image, size, row["id"], shard))
                         uses.append(known[digest])
                     image_starts.append(len(uses))
                 encodings = chat.encode_rendered(rendered, tokenizer, _tokens_per_image(processor))
@@ -201,26 +208,43 @@ def _build(shards, folder: Path, processor):
     partial.rename(folder)
 
 
-def _render(row, shard) -> tuple:
-    """Render one row; ValueError names it if it is no conversation, or has other images."""
-    try:
-        rendered = chat.render_training(row["conversations"])
-    except ValueError as error:
-        raise ValueError(f"{shard}: sample {row['id']}: {error}") from error
-    text = "".join(turn["content"] for turn in row["conversations"])
-    if text.count(chat.IMAGE_TOKEN) != len(row["images"]):
+def _shown(row, shard, processor) -> tuple[list, tuple]:
+    """The images of a row as the model gets them, tiles included, and its rendered text.
+
+    ValueError names the row if it is no conversation, or has other images than its text says.
+    """
+    images, turns = [image["bytes"] for image in row["images"]], row["conversations"]
+    text = "".join(turn["content"] for turn in turns)
+    if text.count(chat.IMAGE_TOKEN) != len(images):
         raise ValueError(
-            f"{shard}: sample {row['id']} has {len(row['images'])} images but its conversation "
+            f"{shard}: sample {row['id']} has {len(images)} images but its conversation "
             f"has {text.count(chat.IMAGE_TOKEN)} {chat.IMAGE_TOKEN}"
         )
-    return rendered
-
-
-def _pixels(data: bytes, size: int, sample_id: str, shard) -> bytes:
     try:
-        return chat.square_image(data, size).numpy().tobytes()
+        images, turns = views.expand(images, turns, processor)
+    except (OSError, ValueError) as error:
+        raise _unreadable(row["id"], shard, error) from error
+    try:
+        return images, chat.render_training(turns)
+    except ValueError as error:
+        raise ValueError(f"{shard}: sample {row['id']}: {error}") from error
+
+
+def _digest(image: bytes | np.ndarray) -> bytes:
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+
+
+def _pixels(image, size: int, sample_id: str, shard) -> bytes:
+    try:
+        return chat.square_image(image, size).numpy().tobytes()
     except (OSError, ValueError) as error:  # Pillow's UnidentifiedImageError is an OSError
-        raise ValueError(f"{shard}: image of sample {sample_id} cannot be read: {error}") from error
+        raise _unreadable(sample_id, shard, error) from error
+
+
+def _unreadable(sample_id: str, shard, error: Exception) -> ValueError:
+    return ValueError(f"{shard}: image of sample {sample_id} cannot be read: {error}")
 
 
 def _open(folder: Path) -> Store:
