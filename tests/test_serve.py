@@ -4,7 +4,6 @@ It answers an image question from an exported checkpoint, and the LLM writer wri
 """
 
 import base64
-import io
 import os
 import subprocess
 import sys
@@ -13,15 +12,14 @@ import urllib.request
 from contextlib import suppress
 
 import pytest
-from PIL import Image
+import tiny_run
 from synthetic_records import PNG, record
-from tiny_model import picture, tiny_model, tiny_tokenizer
 
 from gmai_lib import lens
 from gmai_lib.dataset.llm_writer import LLMWriter
 from gmai_lib.llm import Endpoint
-from gmai_lib.model import chat, weights
-from gmai_lib.training.launch import free_port
+from gmai_lib.model import weights
+from gmai_lib.training import launch
 
 pytestmark = pytest.mark.slow
 NEW_TOKENS = 12
@@ -29,13 +27,18 @@ NEW_TOKENS = 12
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A tiny exported GMAI-VL behind `transformers serve`: (model, processor, folder, base_url)."""
+    """A tiny trained and exported GMAI-VL behind `transformers serve`.
+
+    Returns (model, processor, folder, base_url).
+    """
     folder = tmp_path_factory.mktemp("served")
-    tokenizer = tiny_tokenizer()
-    model = tiny_model(tokenizer)
-    processor = chat.build_processor(tokenizer, model.config.vision_config)
+    profile = tiny_run.tiny_profile(max_steps=400)
+    tiny_run.write_inputs(folder, profile, 60)
+    paths = {"pairs": folder / "pairs", "init": folder / "initial", "out": folder / "out"}
+    launch.run_stage(profile, "instruction_tuning", seed=0, **paths)
+    model, processor = weights.load_checkpoint(folder / "out" / "checkpoint")
     weights.export_llava(model, processor, folder / "llava")
-    port, log = free_port(), folder / "log.txt"
+    port, log = launch.free_port(), folder / "log.txt"
     command = (
         "from transformers.cli.transformers import main; main()",
         *("serve", str(folder / "llava"), "--device", "cpu", "--port", str(port)),
@@ -66,26 +69,28 @@ def _wait(server, url, log, seconds=120):
     raise RuntimeError(f"no server at {url}: {log.read_text()[-2000:]}")
 
 
-def test_an_exported_checkpoint_answers_an_image_question_over_http(served):
+def test_an_exported_checkpoint_answers_image_questions_over_http(served):
     import openai
 
     model, processor, folder, url = served
-    png = io.BytesIO()
-    Image.fromarray(picture(0)).save(png, "PNG")
-    address = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": address}},
-        {"type": "text", "text": "Which organ is it?"},
-    ]
-    reply = openai.OpenAI(base_url=url, api_key="none").chat.completions.create(
-        model=str(folder),
-        messages=[{"role": "user", "content": content}],
-        max_tokens=NEW_TOKENS,
-        temperature=0.0,
-    )
-    said = reply.choices[0].message.content
-    expected = lens.reply(model, processor, [png.getvalue()], "Which organ is it?", NEW_TOKENS)
-    assert said and said.strip() == expected.strip()
+    client = openai.OpenAI(base_url=url, api_key="none")
+    said = []
+    for sample in tiny_run.samples(8, seed=7):
+        question = sample.conversations[0]["content"].removeprefix("<image>\n")
+        content = [{"type": "text", "text": question}]
+        for image in sample.images:
+            address = "data:image/png;base64," + base64.b64encode(image).decode()
+            content.insert(0, {"type": "image_url", "image_url": {"url": address}})
+        reply = client.chat.completions.create(
+            model=str(folder),
+            messages=[{"role": "user", "content": content}],
+            max_tokens=NEW_TOKENS,
+            temperature=0.0,
+        )
+        said.append(reply.choices[0].message.content.strip())
+        expected = lens.reply(model, processor, sample.images, question, NEW_TOKENS)
+        assert said[-1] == expected.strip()
+    assert set(said) & set(tiny_run.PLACES), "it was trained to name places"
 
 
 def test_the_llm_writer_settles_every_request_with_a_real_server(served, tmp_path):
