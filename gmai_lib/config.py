@@ -192,6 +192,7 @@ class Stage:
     # Above 0, the language model learns by adapters of this rank (model.lora) and is else frozen.
     lora_rank: int = 0
     lora_alpha: float = 16.0  # the adapters are scaled by alpha / rank [code]
+    quantization: str = "none"  # "nf4": of the frozen weights beside the adapters (QLoRA)
 
     def __post_init__(self):
         if not set(self.trainable) <= set(PARTS):
@@ -214,6 +215,7 @@ class Stage:
             ("missing_sources", ("error", "reweigh")),
             ("over_long", ("drop", "cut")),
             ("optimizer", OPTIMIZERS),
+            ("quantization", ("none", "nf4")),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -223,6 +225,12 @@ class Stage:
             raise ValueError(
                 f"stage {self.name}: lora_rank {self.lora_rank} must be positive, and needs "
                 f"language_model among the trainable parts {self.trainable}"
+            )
+        if self.quantization != "none" and not (self.lora_rank and self.zero_stage < 3):
+            raise ValueError(
+                f"stage {self.name}: quantization {self.quantization!r} needs adapters that learn "
+                f"(lora_rank is {self.lora_rank}) and weights that are whole on every rank "
+                f"(zero_stage 0 to 2, not {self.zero_stage})"
             )
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError(f"stage {self.name}: offload_optimizer needs zero_stage 1 to 3, not 0")

@@ -151,18 +151,27 @@ def test_stages_can_be_trained_in_any_order_and_subset(inputs, tmp_path, names):
         assert read_json(init / "lineage.json")["stages"] == list(names[: number + 1])
 
 
-@pytest.mark.parametrize("zero_stage", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_adapters_learn_instead_of_the_language_model_and_resume(inputs, tmp_path, zero_stage):
-    stage = replace(PROFILE.stage("instruction_tuning"), max_steps=10, zero_stage=zero_stage)
+@pytest.mark.parametrize(
+    "changes",
+    [{"zero_stage": 2}, {"zero_stage": 2, "quantization": "nf4"}]
+    + [pytest.param({"zero_stage": 3}, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_adapters_learn_instead_of_the_language_model_and_resume(inputs, tmp_path, changes):
+    stage = replace(PROFILE.stage("instruction_tuning"), max_steps=10, lora_rank=4, **changes)
     rates = {"vision_tower": 1e-3, "multi_modal_projector": 1e-3, "language_model": 1e-2}
-    stage = replace(stage, precision="float32", lora_rank=4, learning_rates=rates)
+    stage = replace(stage, precision="float32", learning_rates=rates)
     runs = {
         label: write_run(tmp_path / label, inputs, stage, 2, checkpoint_steps=3)
         for label in ("whole", "killed")
     }
     assert run_ranks(runs["whole"], 2) == [0, 0], _log(tmp_path / "whole")
     assert run_ranks(runs["killed"], 2, kill_at=4) == [-9, -9]
-    size = sum(p.stat().st_size for p in (tmp_path / "killed" / "training").rglob("*.pt"))
+    stored = list((tmp_path / "killed" / "training").rglob("*.pt"))
+    size = sum(path.stat().st_size for path in stored)
+    states = next(path for path in stored if "model_states" in path.name)
+    names = torch.load(states, weights_only=False)["module"]
+    assert any("absmax" in name for name in names) == ("quantization" in changes), "4-bit scales"
     assert run_ranks(runs["killed"], 2) == [0, 0], _log(tmp_path / "killed")
     initial, _ = weights.load_checkpoint(inputs / "initial")
     trained, again = (weights.load_checkpoint(tmp_path / label / "checkpoint")[0] for label in runs)
@@ -189,6 +198,31 @@ def test_adapters_learn_instead_of_the_language_model_and_resume(inputs, tmp_pat
     rows = _metrics(tmp_path / "whole")
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[0]["grad_norm_by_part"]["language_model"] > 0
+
+
+def test_4bit_weights_are_not_evaluated_on_the_cpu(inputs, tmp_path):
+    stage = replace(PROFILE.stage("instruction_tuning"), lora_rank=4, quantization="nf4")
+    run = write_run(tmp_path, inputs, stage, 1, keep_best="validation")
+    assert run_ranks(run, 1) == [1]
+    assert "repacks nf4 weights" in _log(tmp_path)
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="this processor has no fp16"
+)
+def test_fp16_says_its_loss_scale_and_learns_as_float32(inputs, tmp_path):
+    stage = replace(PROFILE.stage("instruction_tuning"), max_steps=40, zero_stage=1)
+    curves = {}
+    for precision in ("fp16", "float32"):
+        out = tmp_path / precision
+        run = write_run(out, inputs, replace(stage, precision=precision), 1)
+        assert run_ranks(run, 1) == [0], _log(out)
+        curves[precision] = _metrics(out)
+    assert {row["loss_scale"] for row in curves["fp16"]} == {2.0**16}, "no update overflowed"
+    for half, full in zip(curves["fp16"], curves["float32"], strict=True):
+        assert half["loss"] == pytest.approx(full["loss"], rel=0.01)
+        norms = half["grad_norm_by_part"]
+        assert norms == pytest.approx(full["grad_norm_by_part"], rel=0.05), "without the scale"
 
 
 def test_a_stage_trains_on_its_mixture_and_says_so(inputs, tmp_path):

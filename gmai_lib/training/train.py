@@ -65,6 +65,15 @@ def train(run: dict, dist, device: torch.device):
     model, processor = weights.load_checkpoint(run["init"])
     before = part_hashes(model) if rank == 0 else None
     model.set_trainable(stage.trainable)
+    if stage.quantization != "none":
+        if run["keep_best"] == "validation" and device.type == "cpu":
+            raise ValueError(
+                f"stage {stage.name}: on the CPU bitsandbytes repacks {stage.quantization} weights "
+                "when they are first evaluated, and no gradient passes them any more; keep_best="
+                '"training" judges without an evaluation'
+            )
+        model.to(DTYPES[stage.precision])  # what the 4-bit weights are expanded to
+        weights.quantize_language_model(model, stage.quantization)
     if stage.lora_rank:
         lora.attach(model, rank=stage.lora_rank, alpha=stage.lora_alpha, seed=run["seed"])
     model.set_attn_implementation(kernels.attention(device.type, stage.precision))
@@ -346,6 +355,8 @@ def _resume(engine, data, stage: Stage, out: Path, dist) -> tuple[int, list[floa
 
     def load(src, dst):
         """Load the trained weights; the frozen ones are those of `init` and not stored."""
+        # Scales of frozen 4-bit weights are stored without them; both are made from `init` again.
+        src = {n: t for n, t in src.items() if f"{n.partition('.weight.')[0]}.weight" not in frozen}
         missing, unexpected = dst.load_state_dict(src, strict=False)
         if unexpected or not set(missing) <= frozen | set(dst._tied_weights_keys or ()):
             raise ValueError(f"{folder} does not fit: {missing[:3]} {unexpected[:3]}")
@@ -376,7 +387,8 @@ def _finish(engine, stage: Stage, run: dict, before: dict | None, max_steps: int
     adapters = {}
     for name, parameter in engine.module.named_parameters():
         trained = full_parameter(parameter)  # every rank takes part
-        if model is None:
+        # A 4-bit copy of what `init` holds cannot learn; the adapters go to the weights themselves.
+        if model is None or hasattr(parameter, "quant_state"):
             continue
         if lora.plain_name(name) is None:
             adapters[name] = trained
