@@ -13,6 +13,7 @@ import pydicom
 import pytest
 import tiny_datasets as tiny
 from PIL import Image
+from pydicom.pixels import apply_modality_lut
 
 from gmai_lib.dataset import (
     images,
@@ -556,6 +557,29 @@ def test_dicom_files_follow_polarity_window_and_burned_in_text(tmp_path):
     assert reasons.pop("text may be burned into the pixels") == 2
     assert reasons.pop("DICOM pixels cannot be decoded (Explicit VR Little Endian)") == 1
     assert sum(reasons.values()) == 1  # the corrupt one
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint8])
+@pytest.mark.parametrize(
+    "rescale", [(1, -1024), (1, 0), (2, -1024), (1, 0.5), (1, 40000), (None, None), (1, None)]
+)
+def test_rescaled_pixels_are_those_of_pydicom(dtype, rescale):
+    dataset = pydicom.Dataset()
+    for name, value in zip(("RescaleSlope", "RescaleIntercept"), rescale, strict=True):
+        if value is not None:
+            setattr(dataset, name, value)
+    ends = np.iinfo(dtype)
+    for pixels in (np.array([[ends.min, 7, ends.max]], dtype), np.array([[0, 3, 99]], dtype)):
+        try:
+            expected = apply_modality_lut(pixels, dataset)
+        except AttributeError:  # a slope without its intercept
+            with pytest.raises(AttributeError):
+                planes._rescaled(pixels, dataset)
+            continue
+        found = planes._rescaled(pixels, dataset)
+        assert np.array_equal(found, expected)
+        if rescale[0] == 1 and rescale[1] in (-1024, 0) and abs(expected).max() < 2**15:
+            assert found.dtype == np.int16
 
 
 def test_multi_frame_dicom_is_a_video_of_which_a_few_frames_are_kept(tmp_path):

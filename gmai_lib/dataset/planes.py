@@ -182,12 +182,24 @@ def dicom_pixels(path: Path, frame: int) -> np.ndarray:
             if dataset.PhotometricInterpretation == "PALETTE COLOR":
                 pixels = apply_color_lut(pixels, dataset)
             if pixels.ndim == 2:
-                return apply_modality_lut(pixels, dataset)
+                return _rescaled(pixels, dataset)
     except DICOM_ERRORS as error:
         raise ValueError(f"DICOM pixels cannot be decoded ({syntax})") from error
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"DICOM pixels have {pixels.ndim} dimensions")
     return pixels if pixels.dtype == np.uint8 else images.stretch(pixels)
+
+
+def _rescaled(pixels: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """What apply_modality_lut gives; whole numbers stay whole, which are faster from here on."""
+    slope, intercept = (_numbers(dataset, name, 1) for name in ("RescaleSlope", "RescaleIntercept"))
+    small = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2 and pixels.size
+    if small and slope == [1.0] and intercept and "ModalityLUTSequence" not in dataset:
+        shift = intercept[0]
+        low, high = int(pixels.min()) + shift, int(pixels.max()) + shift
+        if shift.is_integer() and low >= -(2**15) and high < 2**15:
+            return np.add(pixels, int(shift), dtype=np.int32).astype(np.int16)
+    return apply_modality_lut(pixels, dataset)
 
 
 def dicom_affine(header: pydicom.Dataset) -> np.ndarray | None:
