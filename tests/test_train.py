@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -643,6 +644,8 @@ def test_every_step_says_how_fast_it_was(inputs, tmp_path):
         assert row["images_per_s"] == pytest.approx(row["images"] / row["seconds"])
         assert 0 <= row["data_wait_share"] < 1 and 0 < row["mfu"] < 1
         assert row["memory_gib"] > 0 and row["tflops_per_s"] > 0
+        assert row["update_share"] > 0 and row["data_wait_share"] / 2 < row["overhead_share"]
+        assert row["update_share"] + row["overhead_share"] < 1, "the rest are the passes"
         assert (row["seconds_left"] > 0) == (row["step"] < 5)
         before, after = row["rank_spread"]
         assert 0 <= after <= 1 and 0 <= before <= 1
@@ -651,6 +654,7 @@ def test_every_step_says_how_fast_it_was(inputs, tmp_path):
     for name in ("loss", "mfu", "tokens_per_s"):
         assert curves[name] == [(row["step"], pytest.approx(row[name])) for row in rows]
     summary = read_json(tmp_path / "training.json")
+    assert summary["overhead_share"] == statistics.median(r["overhead_share"] for r in rows)
     assert 0 < summary["mfu"] < 1 and summary["rank_spread"] <= summary["rank_spread_in_order"]
 
 

@@ -77,6 +77,7 @@ def run_stage(
     reused stage included; without it a progress bar is shown. Returns steps, final_loss (mean
     of the last ten steps), seconds, tokens, tokens_per_s, images, resumed_from (0 = from the
     start), world_size, device, precision, peak_rss_gib (of rank 0), mfu, data_wait_share,
+    update_share and overhead_share (medians; of what is neither forward nor backward; CPU only),
     rank_spread (and _in_order: undealt), samples (counts), cut (samples shortened), reused.
     A training checkpoint is written every `checkpoint_steps`; the newest `keep_checkpoints` are
     kept. With `keep_best` (see KEEP_BEST) that of the lowest loss is kept, too, and stays in

@@ -190,6 +190,7 @@ class StepResult:
     grad_norm: float | None  # of all parts, before clipping
     grad_norms: dict[str, float] | None  # per part; None where fp16 skipped the update
     loss_scale: float
+    spent: tuple[float, float] | None  # seconds of forward and backward, and of the update
 
 
 class Log:
@@ -199,13 +200,14 @@ class Log:
         self.max_steps, self.stage, self.shapes, self.peak = max_steps, stage, shapes, peak
         self.path = out / "metrics.jsonl"
         self.rows = launch.keep_metrics(self.path, first)
-        self.began = len(self.rows)
+        self.began, self.written = len(self.rows), 0.0  # seconds that the last line took
         # Steps that a killed run has written and this one repeats are purged.
         self.board = SummaryWriter(out / "tensorboard", purge_step=first + 1, flush_secs=5)
 
     def write(self, step, batch, factor, result: "StepResult", started: float, waited: float):
         """Append a line; `started` is a time of perf_counter, `waited` seconds for the data."""
-        seconds, stage = time.perf_counter() - started, self.stage
+        ended, stage = time.perf_counter(), self.stage
+        seconds, whole = ended - started, ended - started + self.written
         text_tokens = batch.tokens - batch.images * self.shapes.vision.tokens_per_image
         counted = flops.model_flops(
             self.shapes, stage, text_tokens, batch.images, label_tokens=batch.label_tokens
@@ -228,6 +230,8 @@ class Log:
             "padded_tokens_per_s": batch.padded_tokens / seconds,
             "images_per_s": batch.images / seconds,
             "data_wait_share": waited / seconds,
+            "update_share": result.spent[1] / whole if result.spent else None,
+            "overhead_share": 1 - sum(result.spent) / whole if result.spent else None,
             "rank_spread": list(batch.rank_spread),
             "loss_by_subset": result.losses["subset"],
             "loss_by_language": result.losses["language"],
@@ -244,6 +248,7 @@ class Log:
             stream.write(json.dumps(row) + "\n")
         for name, value in _scalars(row):
             self.board.add_scalar(name, value, row["step"])
+        self.written = time.perf_counter() - ended
 
     def _seconds_left(self, step: int, seconds: float) -> float:
         """Steps to go times the mean of this run's last ones, the very first left out."""
@@ -272,9 +277,15 @@ class Log:
             "mfu": sum(row["mfu"] * row["seconds"] for row in self.rows) / seconds,
             "data_wait_share": sum(row["data_wait_share"] * row["seconds"] for row in self.rows)
             / seconds,
+            "update_share": self._median("update_share"),
+            "overhead_share": self._median("overhead_share"),
             "rank_spread_in_order": float(before),
             "rank_spread": float(after),
         }
+
+    def _median(self, name: str) -> float | None:
+        values = [row[name] for row in self.rows if row.get(name) is not None]
+        return statistics.median(values) if values else None
 
 
 def _scalars(row: dict, prefix: str = ""):

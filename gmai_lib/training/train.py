@@ -254,11 +254,14 @@ def _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dis
     world_size = dist.get_world_size()
     total = torch.zeros((), device=device)
     kinds, unit = metrics.StepLosses(store, device), batch.label_weight / world_size
+    passes = 0.0  # seconds of forward and backward
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
         inputs = loader.to_device(micro_batch, device, DTYPES[stage.precision], noise=stage.augment)
         kinds.watch(micro_batch, inputs)
+        start = time.perf_counter()
         loss = engine(**inputs, num_items_in_batch=unit).loss
         engine.backward(loss, scale_wrt_gas=False)
+        passes += time.perf_counter() - start
         total += loss.detach() / world_size
         if number < len(batch.micro_batches):
             engine.step()
@@ -273,12 +276,18 @@ def _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dis
             f"losses: {worst}; look at them, lower the learning rate or raise max_loss_jump"
         )
     norms.before_update()
+    start = time.perf_counter()
     engine.step()
+    update = time.perf_counter() - start
     by_part, whole = norms.by_part(loss_scale), engine.get_global_grad_norm()
     if whole is None and by_part:  # DeepSpeed does not say for ZeRO 0 in float32
         whole = sum(norm**2 for norm in by_part.values()) ** 0.5
     whole = None if whole is None else float(whole)
-    return metrics.StepResult(total.item(), kinds.kinds(samples, dist), whole, by_part, loss_scale)
+    # A GPU works on after the call, and its times would be those of the calls.
+    spent = (passes, update) if device.type == "cpu" else None
+    return metrics.StepResult(
+        total.item(), kinds.kinds(samples, dist), whole, by_part, loss_scale, spent
+    )
 
 
 @torch.no_grad()
