@@ -62,7 +62,7 @@ def build(
 
     phantom_files.write_sources(folder / "sources", seed=0, images_per_modality=number, size=size)
     rows, records = [], []
-    together = {False: [], True: []}  # of images and of slices: n, seconds of the three loops
+    together = {"images": [], "slices": []}  # n of each source, seconds of the three loops
     for recipe, root in recipes.find(folder / "sources"):
         made = list(readers.read(recipe, root, Ledger()))
         records += made
@@ -75,9 +75,10 @@ def build(
         decoded, encoded = decoded if paths else 0.0, encoded if others else 0.0
         rows.append(_read_row(f"read {recipe.name}", len(made), read, decoded, encoded))
         if paths:
-            together[made[0].dimension == "3d"].append((len(made), read, decoded, encoded))
-    for what, parts in zip(("read all images", "read all slices"), together.values(), strict=True):
-        rows.append(_read_row(what, *map(sum, zip(*parts, strict=True))))
+            kind = "slices" if made[0].dimension == "3d" else "images"
+            together[kind].append((len(made), read, decoded, encoded))
+    for kind, parts in together.items():
+        rows.append(_read_row(f"read all {kind}", *map(sum, zip(*parts, strict=True))))
     writer = writers.TemplateWriter(0)
     shown = [(record, extract(record)) for record in records if record.image is not None]
     pairs = [s for r, f in shown for s in writer.write(r, f, language="en")]
@@ -108,7 +109,7 @@ def _scaling(number: int, folder: Path, processes: int, scaled: int) -> dict:
     records = list(readers.read_all(recipes.find(small), Ledger()))
     copies = max(1, scaled // len(records))
     measured = {1: [], processes: []}  # seconds, and those of all processors, of each build
-    for turn, number in enumerate((1, 1, processes) + (1, processes) * (_BUILDS - 1)):
+    for turn, number in enumerate([1] + [1, processes] * _BUILDS):
         # Other ids, other texts: none is remembered from the build before. The first warms up.
         many = [
             replace(r, id=f"{r.id}#{turn}#{i}", split="train")

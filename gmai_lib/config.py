@@ -107,6 +107,11 @@ class VisionConfig:
     number_slices: bool = False  # several images of a turn are the slices of a volume [code]
 
     @property
+    def views(self) -> dict[str, int | bool]:
+        """What becomes of an image before the language model: options of model and processor."""
+        return {n: getattr(self, n) for n in ("pixel_shuffle", "max_tiles", "number_slices")}
+
+    @property
     def num_patches(self) -> int:
         """Patches the tower computes per image, without the class token."""
         return (self.image_size // self.patch_size) ** 2

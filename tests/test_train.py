@@ -208,10 +208,31 @@ def test_4bit_weights_are_not_evaluated_on_the_cpu(inputs, tmp_path):
     assert "repacks nf4 weights" in _log(tmp_path)
 
 
-@pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="this processor has no fp16"
-)
+@pytest.mark.parametrize("scale", [1.0, 2.0**16])
+def test_norms_are_those_without_the_loss_scale(inputs, scale):
+    """What the fp16 run below shows of a whole stage, on every processor."""
+    model, _ = weights.load_checkpoint(inputs / "initial")
+    stage = PROFILE.stage("instruction_tuning")
+    model.set_trainable(stage.trainable)
+    groups = train.parameter_groups(model, stage)
+    expected = dict.fromkeys(PARTS, 0.0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, scale)
+            expected[name.split(".")[0]] += parameter.numel()
+    engine = SimpleNamespace(module=model, optimizer=SimpleNamespace(param_groups=groups))
+    engine.zero_optimization_stage = lambda: 0
+    norms = metrics.GradientNorms(engine)
+    norms.before_update()
+    expected = {part: count**0.5 for part, count in expected.items()}
+    assert norms.by_part(scale) == pytest.approx(expected)
+
+
 def test_fp16_says_its_loss_scale_and_learns_as_float32(inputs, tmp_path):
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        pytest.skip("DeepSpeed trains no fp16 on this processor")
     stage = replace(PROFILE.stage("instruction_tuning"), max_steps=40, zero_stage=1)
     curves = {}
     for precision in ("fp16", "float32"):

@@ -334,8 +334,8 @@ def _mask_boxes(
         return [] if label == NO_FINDING else "mask is empty"
     if label in ("", NO_FINDING):
         return "mask without a finding"
-    how = "components" if recipe.options.get("instances") == "components" else "label"
-    return boxes_of_mask(mask, label, how, corner=corner, shape=shape)
+    instances = recipe.options.get("instances", "label")
+    return boxes_of_mask(mask, label, instances, corner=corner, shape=shape)
 
 
 def _volume_of(recipe: Recipe, path: str) -> str:

@@ -422,9 +422,8 @@ def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
             values, _ = images.radiological(mask.on(plane), plane.affine)
             present, _ = counted_values(values)
             for value in sorted({*present.tolist()} & {*mask.names}):
-                how = recipe.options["instances"]
-                how = "label" if how == "values" else how
-                regions = boxes_of_mask(values == value, mask.names[value], how)
+                region, instances = values == value, recipe.options["instances"]
+                regions = boxes_of_mask(region, mask.names[value], instances)
                 large = [r for r in regions if r.area * values.size >= _least(recipe, plane)]
                 if large:
                     shown.add((mask.path, value))

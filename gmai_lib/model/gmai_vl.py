@@ -338,9 +338,7 @@ def from_profile(profile, tokenizer) -> GMAIVLForConditionalGeneration:
         AutoModelForCausalLM.from_config(text_config(profile, tokenizer)),
         tokenizer,
         vision_feature_layer=profile.vision_feature_layer,
-        pixel_shuffle=profile.vision.pixel_shuffle,
-        max_tiles=profile.vision.max_tiles,
-        number_slices=profile.vision.number_slices,
+        **profile.vision.views,
     )
 
 
