@@ -236,11 +236,16 @@ def main(arguments: list[str] | None = None):
     asked.add_argument("outputs", type=Path, help="a finished run, such as outputs/mini")
     asked.add_argument("--questions", type=int, default=800, help="that are answered both ways")
     asked.add_argument("--answers", type=int, default=100_000, help="that are scored")
-    for command in (built, trained, asked):
+    climbed = what.add_parser("gpu", help="the rungs of training on one GPU, and its MFU")
+    climbed.add_argument("--model", default="0.5b", help="0.5b or 7b")
+    climbed.add_argument("--steps", type=int, default=2, help="optimizer steps that are timed")
+    climbed.add_argument("--only", default="", help="rows whose names hold one of these: a;b")
+    for command in (built, trained, asked, climbed):
         command.add_argument("--out", type=Path, help="write the rows to this JSON file as well")
     parsed = parser.parse_args(arguments)
     print(doctor.banner(config.load("mini"), ""))
     work = {"build": _build_rows, "train": _train_rows, "evaluate": _evaluate_rows}
+    work["gpu"] = _gpu_rows
     rows = work[parsed.what](parsed)
     if parsed.out:
         write_json(parsed.out, {"machine": doctor.banner(config.load("mini"), ""), "rows": rows})
@@ -271,6 +276,22 @@ def _train_rows(parsed) -> list[dict]:
             f"{row['what']:28} {row['tokens_per_s']:9,.0f} real tokens per second, "
             f"{row['samples_per_s']:.0f} samples, {row['padding']:.0%} padding, "
             f"{row['speed-up']:.2f} times Trainer"
+        )
+    return rows
+
+
+def _gpu_rows(parsed) -> list[dict]:
+    from gmai_lib import bench_gpu
+
+    rows = bench_gpu.gpu(parsed.model, steps=parsed.steps, only=parsed.only)
+    for row in rows:
+        if "error" in row:
+            print(f"{row['what']:48} {row['error']}")
+            continue
+        beside = f", {row['speed-up']:.2f} times Trainer" if "speed-up" in row else ""
+        print(
+            f"{row['what']:48} {row['tokens_per_s']:9,.0f} real tokens per second, "
+            f"MFU {row['mfu']:.1%}, {row['peak_gib']:.1f} GiB{beside}"
         )
     return rows
 

@@ -33,6 +33,8 @@ def train(
     store are used. Raises FileNotFoundError where one is missing, and ImportError without
     accelerate, which `Trainer` needs.
     """
+    from transformers import LlavaForConditionalGeneration
+
     outputs = Path(outputs)
     profile = profile or config.load("mini")
     stage = replace(profile.stage(STAGE), max_steps=WARM_UP + steps, loss_weighting="token")
@@ -46,7 +48,13 @@ def train(
         files = {"pairs": pairs, "init": init, "out": Path(folder) / "ours", "cache": cache}
         rows = [_ours(profile, stage, files, seed)]
         weights.export_llava(model.float(), processor, Path(folder) / "llava")
-        rows.append(_trainer(Path(folder), store, stage, steps, seed))
+        llava = LlavaForConditionalGeneration.from_pretrained(
+            Path(folder) / "llava", dtype=torch.float32
+        )
+        # What the ranks do side by side, one process does at once.
+        accumulate = stage.gradient_accumulation_steps(profile.ranks)
+        options = {"accumulate": accumulate, "steps": steps, "seed": seed}
+        rows.append(beside_trainer(llava, store, stage, **options))
     for row in rows:
         row["speed-up"] = row["tokens_per_s"] / rows[1]["tokens_per_s"]
     return rows
@@ -68,21 +76,23 @@ def _ours(profile, stage, files: dict, seed: int) -> dict:
     }
 
 
-def _trainer(folder: Path, store, stage, steps: int, seed: int) -> dict:
-    """Time `Trainer` on as many samples a step as fill our packs, in random order."""
-    from transformers import (
-        LlavaForConditionalGeneration,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+def beside_trainer(
+    llava, store, stage, *, accumulate: int, steps: int, seed: int, warm_up: int = WARM_UP
+) -> dict:
+    """Time `Trainer` on as many samples a step as fill our packs, in random order.
+
+    `llava` is a float32 LlavaForConditionalGeneration; `accumulate` batches make a step. Returns
+    the row of `train`. Trained with bf16 autocast where the stage trains in bf16, and with
+    bitsandbytes' AdamW where it does.
+    """
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     cuda = torch.cuda.is_available()
     kept = np.flatnonzero(store.lengths <= stage.max_length)
     per_step = round(stage.global_batch_size * stage.max_length / store.lengths[kept].mean())
-    order = np.random.default_rng(seed).permutation(kept)[: per_step * (WARM_UP + steps)]
-    precision = kernels.precision(stage.precision, "cuda" if cuda else "cpu")
-    counted = {"tokens": 0, "padded": 0, "samples": 0, "seconds": 0.0, "step": 0}
+    per_batch = round(per_step / accumulate)
+    order = np.random.default_rng(seed).choice(kept, per_batch * accumulate * (warm_up + steps))
+    counted = {"tokens": 0, "padded": 0, "samples": 0, "seconds": 0.0}
 
     def collate(indices: list[int]) -> dict:
         samples = [store.sample(index) for index in indices]
@@ -96,50 +106,66 @@ def _trainer(folder: Path, store, stage, steps: int, seed: int) -> dict:
         pixels = torch.from_numpy(np.concatenate([sample["pixels"] for sample in samples]))
         if len(pixels):
             batch["pixel_values"] = chat.normalize_pixels(pixels)
-        if counted["step"] >= WARM_UP:
-            counted["tokens"] += sum(real)
-            counted["padded"] += width * len(real)
-            counted["samples"] += len(real)
-        counted["step"] += 1
         return batch
+
+    class Counting(Trainer):
+        def training_step(self, model, inputs, *arguments, **options):
+            if self.state.global_step >= warm_up:
+                counted["tokens"] += inputs["attention_mask"].sum()
+                counted["padded"] += inputs["attention_mask"].numel()
+                counted["samples"] += len(inputs["attention_mask"])
+            return super().training_step(model, inputs, *arguments, **options)
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == WARM_UP:
+            if state.global_step == warm_up:
+                synchronize()
                 self.start = time.perf_counter()
 
         def on_train_end(self, args, state, control, **kwargs):
+            synchronize()
             counted["seconds"] = time.perf_counter() - self.start
 
-    arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"),
-        per_device_train_batch_size=per_step,
-        max_steps=WARM_UP + steps,
-        learning_rate=max(stage.learning_rates.values()),
-        weight_decay=stage.weight_decay,
-        max_grad_norm=stage.max_grad_norm,
-        bf16=precision == "bf16",
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        seed=seed,
-    )
-    llava = LlavaForConditionalGeneration.from_pretrained(folder / "llava", dtype=torch.float32)
-    Trainer(
-        model=llava,
-        args=arguments,
-        train_dataset=[int(index) for index in order],
-        data_collator=collate,
-        callbacks=[Clock()],
-    ).train()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=per_batch,
+            gradient_accumulation_steps=accumulate,
+            max_steps=warm_up + steps,
+            learning_rate=max(stage.learning_rates.values()),
+            weight_decay=stage.weight_decay,
+            max_grad_norm=stage.max_grad_norm,
+            optim="adamw_bnb_8bit" if stage.optimizer == "adamw_8bit" else "adamw_torch_fused",
+            bf16=kernels.precision(stage.precision, "cuda" if cuda else "cpu") == "bf16",
+            gradient_checkpointing=stage.gradient_checkpointing,
+            use_cpu=not cuda,
+            dataloader_pin_memory=cuda,
+            dataloader_num_workers=4 if cuda else 0,  # two cores are better left to the model
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            seed=seed,
+        )
+        Counting(
+            model=llava,
+            args=arguments,
+            train_dataset=[int(index) for index in order],
+            data_collator=collate,
+            callbacks=[Clock()],
+        ).train()
+    tokens = float(counted["tokens"])
     return {
         "what": "Trainer, padded batches",
         "steps": steps,
-        "tokens_per_s": counted["tokens"] / counted["seconds"],
+        "tokens_per_s": tokens / counted["seconds"],
         "samples_per_s": counted["samples"] / counted["seconds"],
-        "padding": 1 - counted["tokens"] / counted["padded"],
+        "padding": 1 - tokens / counted["padded"],
     }
+
+
+def synchronize():
+    """Wait until the GPU has done what it was told, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

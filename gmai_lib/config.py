@@ -189,6 +189,7 @@ class Stage:
     max_images: int | None = None  # per pack; bounds the vision tower's memory
     optimizer: str = "adamw"  # see OPTIMIZERS
     gradient_checkpointing: bool = False  # a third more compute, activations of one layer at a time
+    torch_compile: bool = False  # of every layer: fewer, larger kernels; ZeRO 0 to 2
     zero_stage: int = 2  # DeepSpeed ZeRO
     offload_optimizer: bool = False  # its state in host memory, ZeRO 1 to 3
     offload_parameters: bool = False  # weights in host memory, ZeRO 3
@@ -236,6 +237,11 @@ class Stage:
                 f"stage {self.name}: quantization {self.quantization!r} needs adapters that learn "
                 f"(lora_rank is {self.lora_rank}) and weights that are whole on every rank "
                 f"(zero_stage 0 to 2, not {self.zero_stage})"
+            )
+        if self.torch_compile and self.zero_stage == 3:
+            raise ValueError(
+                f"stage {self.name}: torch_compile needs weights that are whole on every rank "
+                "(zero_stage 0 to 2): ZeRO 3 gathers them inside the layers that are compiled"
             )
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError(f"stage {self.name}: offload_optimizer needs zero_stage 1 to 3, not 0")

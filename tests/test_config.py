@@ -60,6 +60,7 @@ def test_batch_that_does_not_divide_names_the_numbers():
         ({"optimizer": "sgd"}, "optimizer 'sgd' not in"),
         ({"offload_optimizer": True, "zero_stage": 0}, "offload_optimizer needs zero_stage 1 to 3"),
         ({"offload_parameters": True}, "offload_parameters needs zero_stage 3, not 2"),
+        ({"torch_compile": True, "zero_stage": 3}, "torch_compile needs weights that are whole"),
         ({"quantization": "int4"}, "quantization 'int4' not in"),
         ({"quantization": "nf4"}, r"needs adapters that learn \(lora_rank is 0\)"),
         ({"lora_rank": 8}, r"lora_rank 8 must be positive, and needs language_model among"),

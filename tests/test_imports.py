@@ -17,7 +17,7 @@ LAYERS = [
     {"dataset", "model"},
     {"training", "evaluation"},
     {"report", "cards", "lens", "doctor"},
-    {"widgets", "ablate", "bench", "bench_evaluate", "bench_train"},
+    {"widgets", "ablate", "bench", "bench_evaluate", "bench_train", "bench_gpu"},
 ]
 # These start other processes and must stay light: what they may import of gmai_lib.
 STANDALONE = {

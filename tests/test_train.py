@@ -760,3 +760,45 @@ def test_checkpointing_keeps_less_and_sends_no_gradient_into_frozen_parts(inputs
     model(**loader.to_device(batch, "cpu", torch.float32, noise=False)).loss.backward()
     assert through_tower == [True, True, False]
     assert all(p.grad is None for p in model.vision_tower.parameters() if not p.requires_grad)
+
+
+def test_groups_stay_below_what_8_bit_kernels_count(monkeypatch):
+    monkeypatch.setattr(train, "LARGEST_8BIT", 100)
+    sizes = [60, 39, 1, 150, 10, 10]
+    members = [torch.zeros(size, requires_grad=True) for size in sizes]
+    groups = train._small_groups([{"params": members, "lr": 0.1, "part": "language_model"}])
+    assert [[p.numel() for p in group["params"]] for group in groups] == [
+        [60, 39],
+        [1],
+        [150],
+        [10, 10],
+    ]
+    assert all(group["lr"] == 0.1 and group["part"] == "language_model" for group in groups)
+
+
+def test_rows_of_compiled_stages_are_of_one_length(inputs):
+    stage = replace(PROFILE.stage("instruction_tuning"), torch_compile=True)
+    _, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    step = next(loader.PairLoader(store, stage, seed=0))
+    assert {batch["input_ids"].shape[1] for batch in step.micro_batches} == {stage.max_length}
+    assert step.padded_tokens == stage.global_batch_size * stage.max_length
+    free = next(loader.PairLoader(store, replace(stage, torch_compile=False), seed=0))
+    assert step.tokens == free.tokens and free.padded_tokens <= step.padded_tokens
+    assert step.attended == sum(
+        int(n) ** 2 for b in step.micro_batches for m in b["members"] for n in store.lengths[m]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+def test_compiled_layers_change_no_loss(inputs, tmp_path):
+    stage, losses = PROFILE.stage("instruction_tuning"), {}
+    for compiled in (False, True):
+        out = tmp_path / str(compiled)
+        out.mkdir()
+        changes = {"torch_compile": compiled, "precision": "float32", "max_steps": 2}
+        run = write_run(out, inputs, replace(stage, **changes), 1)
+        assert run_ranks(run, 1) == [0], _log(out)
+        losses[compiled] = [row["loss"] for row in _metrics(out)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)

@@ -32,6 +32,7 @@ from transformers.image_utils import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from gmai_lib.model import chat, internlm2, lora
+from gmai_lib.model.configuration import GMAIVLConfig
 from gmai_lib.model.gmai_vl import GMAIVLForConditionalGeneration
 from gmai_lib.model.tensor_files import explained, read_tensors, weight_files
 from gmai_lib.outputs import atomic, atomic_folder
@@ -202,23 +203,8 @@ def export_llava(
 
     Raises ValueError for a quantised model and for one that joins patches, which LLaVA cannot do.
     """
-    if model.config.pixel_shuffle > 1:
-        raise ValueError(
-            f"cannot export: LLaVA's layout has no pixel shuffle ({model.config.pixel_shuffle} "
-            "here); train with pixel_shuffle = 1, or use save_checkpoint"
-        )
-    config = LlavaConfig(
-        vision_config=model.config.vision_config,
-        text_config=model.config.text_config,
-        image_token_index=model.config.image_token_id,
-        image_seq_length=model.config.tokens_per_image,
-        projector_hidden_act=model.config.projector_hidden_act,
-        vision_feature_layer=model.config.vision_feature_layer,
-        vision_feature_select_strategy="default" if model.config.class_tokens else "full",
-        tie_word_embeddings=model.config.text_config.tie_word_embeddings,
-    )
     with torch.device("meta"):  # names and shapes only; the weights are assigned, not copied
-        llava = LlavaForConditionalGeneration(config)
+        llava = LlavaForConditionalGeneration(llava_config(model.config))
     state = {llava_name(name): tensor for name, tensor in model.state_dict().items()}
     different = sorted(set(state) ^ set(llava.state_dict()))
     if different:
@@ -235,6 +221,25 @@ def export_llava(
         if adapter:
             lora.export(adapter, partial / "adapter", llava_name)
     return Path(path)
+
+
+def llava_config(config: GMAIVLConfig) -> LlavaConfig:
+    """Return the configuration of the same model as LLaVA; ValueError if it joins patches."""
+    if config.pixel_shuffle > 1:
+        raise ValueError(
+            f"cannot export: LLaVA's layout has no pixel shuffle ({config.pixel_shuffle} here); "
+            "train with pixel_shuffle = 1, or use save_checkpoint"
+        )
+    return LlavaConfig(
+        vision_config=config.vision_config,
+        text_config=config.text_config,
+        image_token_index=config.image_token_id,
+        image_seq_length=config.tokens_per_image,
+        projector_hidden_act=config.projector_hidden_act,
+        vision_feature_layer=config.vision_feature_layer,
+        vision_feature_select_strategy="default" if config.class_tokens else "full",
+        tie_word_embeddings=config.text_config.tie_word_embeddings,
+    )
 
 
 def _short_card(model) -> str:

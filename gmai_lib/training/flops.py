@@ -45,12 +45,15 @@ def model_flops(
     images: int,
     *,
     label_tokens: int | None = None,
+    attended: int | None = None,
 ) -> dict[str, dict[str, int]]:
     """Return {part: {"forward": FLOPs, "backward": FLOPs}} for so many tokens and images.
 
     `text_tokens` excludes image tokens and includes padding, if any: padding costs the same.
-    `label_tokens` is how many positions reach the vocabulary head (all text if None). Attention
-    is counted over the whole pack (`stage.max_length`), since the mask does not save work.
+    `label_tokens` is how many positions reach the vocabulary head (all text if None). `attended`
+    is the sum over tokens of how many tokens they attend to: the sum of the squared lengths of the
+    samples for what they need (of which causality spares half, not taken off, as is usual), and
+    if None the whole pack for every token, which is what attention with a mask computes.
     """
     vision, text = profile.vision, profile.text
     learns = set(stage.trainable)
@@ -78,7 +81,8 @@ def model_flops(
 
     tokens += text_tokens
     linear = 2 * tokens * text.num_hidden_layers * _text_layer_weights(text)
-    attention = 4 * tokens * text.num_hidden_layers * stage.max_length * text.hidden_size
+    attended = tokens * stage.max_length if attended is None else attended
+    attention = 4 * attended * text.num_hidden_layers * text.hidden_size
     labels = text_tokens if label_tokens is None else label_tokens
     linear += 2 * labels * text.hidden_size * text.vocab_size
     passes = 2 if "language_model" in learns and not stage.lora_rank else 1

@@ -21,8 +21,9 @@ import torch
 
 from gmai_lib.config import Stage
 from gmai_lib.model import chat
+from gmai_lib.model.kernels import VARLEN
 from gmai_lib.schema import SUBSETS
-from gmai_lib.training.packing import block_mask, collate, deal, pack, spread
+from gmai_lib.training.packing import block_mask, collate, deal, pack, sample_starts, spread
 from gmai_lib.training.store import Store, prepare
 
 __all__ = ["PairLoader", "Step", "Store", "prepare", "rows_of_mixture", "to_device", "vary"]
@@ -43,6 +44,7 @@ class Step:
     padded_tokens: int
     label_tokens: int
     label_weight: float  # of all labels together: what the global batch's loss is divided by
+    attended: int  # pairs of tokens of one sample: the sum of the squared lengths
     capacity: int  # tokens if every pack were full
     rank_spread: tuple[float, float]  # packing.spread of the ranks' work undealt, and as dealt
     after: tuple[int, int]  # (epoch, pack) at which the next step begins
@@ -238,10 +240,11 @@ class PairLoader:
             for count, members in zip(counts, packs, strict=True)
         ]
         hands = deal(costs, stage.global_batch_size // stage.micro_batch_size)
-        batches = []
+        # Compiled layers are compiled for a length.
+        length, batches = stage.max_length if stage.torch_compile else 0, []
         for number in range(self.rank, len(hands), self.world_size):
             rows = [[self._sample(i) for i in packs[place]] for place in hands[number]]
-            batch = collate(rows, pad_token_id=self.store.pad_token_id)
+            batch = collate(rows, pad_token_id=self.store.pad_token_id, length=length)
             if torch.cuda.is_available():
                 batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
             batch["members"] = [packs[place] for place in hands[number]]
@@ -256,10 +259,11 @@ class PairLoader:
             samples=len(members),
             images=sum(counts),
             tokens=int(sizes.sum()),
-            padded_tokens=int(sum(len(hand) * sizes[hand].max() for hand in hands)),
+            padded_tokens=int(sum(len(hand) * max(length, sizes[hand].max()) for hand in hands)),
             # Known to every rank without asking the others: the loss is a mean over these.
             label_tokens=int(self._label_tokens[members].sum()),
             label_weight=float(self._label_weight[members].sum()),
+            attended=int((lengths[members].astype(np.int64) ** 2).sum()),
             capacity=stage.global_batch_size * stage.max_length,
             rank_spread=tuple(spread(costs, self._by_rank(way)) for way in (in_order, hands)),
             after=(epoch, start),
@@ -323,12 +327,15 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def to_device(batch: dict, device, dtype: torch.dtype, *, noise: bool = True) -> dict:
+def to_device(
+    batch: dict, device, dtype: torch.dtype, *, noise: bool = True, attention: str = "sdpa"
+) -> dict:
     """Turn a micro batch into the model's arguments on `device`.
 
     Pixels travel as bytes; noise, normalisation and the attention mask are made there. With
     `noise` the pixels are varied (see `vary`) by the images' own seeds; without, they are what
-    `chat.pixel_values` gives at inference.
+    `chat.pixel_values` gives at inference. With `attention` kernels.VARLEN the samples are told
+    by where they start instead of by a mask.
     """
     names = ("input_ids", "labels", "label_weights", "position_ids", "sequence_ids", "pixels")
     moved = {name: batch[name].to(device, non_blocking=True) for name in names}
@@ -336,7 +343,13 @@ def to_device(batch: dict, device, dtype: torch.dtype, *, noise: bool = True) ->
     if noise:
         pixels = vary(pixels, batch["noise_seeds"])
     inputs = {name: moved[name] for name in names[:4]}
-    inputs["attention_mask"] = block_mask(moved["sequence_ids"])
+    if attention == VARLEN:
+        # Made here, where the ids are: on the device it would wait for all work before.
+        starts = sample_starts(batch["sequence_ids"])
+        inputs["cu_seq_lens_q"] = starts.to(device, non_blocking=True)
+        inputs["max_length_q"] = batch["sequence_ids"].shape[1]  # a bound; no new one every batch
+    else:
+        inputs["attention_mask"] = block_mask(moved["sequence_ids"])
     inputs["pixel_values"] = chat.normalize_pixels(pixels).to(dtype)
     inputs["dummy_image"] = not len(pixels)  # else ranks would wait for each other's gradients
     return inputs

@@ -210,7 +210,12 @@ class Log:
         seconds, whole = ended - started, ended - started + self.written
         text_tokens = batch.tokens - batch.images * self.shapes.vision.tokens_per_image
         counted = flops.model_flops(
-            self.shapes, stage, text_tokens, batch.images, label_tokens=batch.label_tokens
+            self.shapes,
+            stage,
+            text_tokens,
+            batch.images,
+            label_tokens=batch.label_tokens,
+            attended=batch.attended,  # what the samples need, whatever the kernel computes
         )
         worked = sum(sum(part.values()) for part in counted.values())
         row = {
@@ -238,7 +243,7 @@ class Log:
             "grad_norm_by_part": result.grad_norms,
             "tflops_per_s": worked / seconds / 1e12,
             "mfu": worked / seconds / self.peak,
-            "memory_gib": _memory_gib(),
+            "memory_gib": memory_gib(),
             "seconds_left": self._seconds_left(step, seconds),
         }
         if stage.precision == "fp16":
@@ -297,7 +302,7 @@ def _scalars(row: dict, prefix: str = ""):
             yield prefix + name, value
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
     """Most memory in use so far: on the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30

@@ -15,8 +15,11 @@ from bisect import bisect_left, insort
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from gmai_lib.model.chat import IGNORE_INDEX
+
+STARTS = 64  # so that compiled layers meet few lengths of `sample_starts`
 
 
 def pack(
@@ -113,8 +116,25 @@ def block_mask(sequence_ids: torch.Tensor) -> torch.Tensor:
     return (same & causal)[:, None]
 
 
-def collate(packs: list[list[dict]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Lay samples side by side, one row per pack, padded to the longest row.
+def sample_starts(sequence_ids: torch.Tensor) -> torch.Tensor:
+    """Return (S,) int32: where each sample starts in the B * T tokens, then B * T.
+
+    For attention that is told the samples instead of a mask (kernels.varlen_attention); rows of
+    `sequence_ids` (B, T) as for `block_mask`. A stretch of padding is one sample, a row's end
+    always ends one. S is a multiple of STARTS: samples of no tokens follow the last one.
+    """
+    starts = torch.ones_like(sequence_ids, dtype=torch.bool)
+    starts[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+    places = starts.flatten().nonzero().squeeze(1)
+    end = torch.tensor([sequence_ids.numel()], device=places.device)
+    starts = torch.cat((places, end)).to(torch.int32)
+    return F.pad(starts, (0, -len(starts) % STARTS), value=sequence_ids.numel())
+
+
+def collate(
+    packs: list[list[dict]], *, pad_token_id: int, length: int = 0
+) -> dict[str, torch.Tensor]:
+    """Lay samples side by side, one row per pack, padded to the longest row, or to `length`.
 
     Each sample is a dict of arrays: input_ids (t,), labels (t,), pixels (n, 3, S, S) uint8, and
     label_weights (t,) float where labels do not all weigh 1. Returns input_ids, labels,
@@ -124,7 +144,7 @@ def collate(packs: list[list[dict]], *, pad_token_id: int) -> dict[str, torch.Te
     the sample before. ValueError if one is.
     """
     rows = [np.concatenate([sample["input_ids"] for sample in samples]) for samples in packs]
-    shape = (len(packs), max(len(row) for row in rows))
+    shape = (len(packs), max(length, *(len(row) for row in rows)))
     input_ids = np.full(shape, pad_token_id, np.int64)
     labels = np.full(shape, IGNORE_INDEX, np.int64)
     position_ids, sequence_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)

@@ -33,6 +33,7 @@ from gmai_lib.outputs import read_json, write_json
 from gmai_lib.training import checkpoints, launch, loader, metrics
 
 VALIDATION_STEPS = 8  # global batches of the validation split whose loss picks the best [chosen]
+LARGEST_8BIT = 2**31  # weights of a group that bitsandbytes updates at once
 TIMEOUT = timedelta(hours=3)  # how long a rank waits for the others
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None):
     if parsed.stop_at_eof:
         threading.Thread(target=_exit_at_eof, daemon=True).start()
     run = read_json(parsed.run_file)
-    dist, device = _join()
+    dist, device = join()
     train(run, dist, device)
     # Left to the interpreter's exit, gloo's threads sometimes abort with signal 6.
     dist.destroy_process_group()
@@ -56,40 +57,19 @@ def main(arguments: list[str] | None = None):
 
 def train(run: dict, dist, device: torch.device):
     """Train the stage that `run` describes, from where its last checkpoint left off."""
-    import deepspeed
-
     stage = Stage.from_dict(run["stage"])
     stage = replace(stage, precision=kernels.precision(stage.precision, device.type))
     out, rank, world_size = Path(run["out"]), dist.get_rank(), dist.get_world_size()
 
     model, processor = weights.load_checkpoint(run["init"])
     before = part_hashes(model) if rank == 0 else None
-    model.set_trainable(stage.trainable)
-    if stage.quantization != "none":
-        if run["keep_best"] == "validation" and device.type == "cpu":
-            raise ValueError(
-                f"stage {stage.name}: on the CPU bitsandbytes repacks {stage.quantization} weights "
-                "when they are first evaluated, and no gradient passes them any more; keep_best="
-                '"training" judges without an evaluation'
-            )
-        model.to(DTYPES[stage.precision])  # what the 4-bit weights are expanded to
-        weights.quantize_language_model(model, stage.quantization)
-    if stage.lora_rank:
-        lora.attach(model, rank=stage.lora_rank, alpha=stage.lora_alpha, seed=run["seed"])
-    model.set_attn_implementation(kernels.attention(device.type, stage.precision))
-    if stage.precision == "float32":
-        model.float()
-    if rank == 0:
-        print(f"{stage.name} in {stage.precision}: {model.parameter_table()}", flush=True)
-    if stage.gradient_checkpointing:
-        checkpoint_activations(model)
-    groups = parameter_groups(model, stage)
-    engine, *_ = deepspeed.initialize(
-        model=model.train(),
-        model_parameters=groups,
-        optimizer=_optimizer_8bit(groups, stage) if stage.optimizer == "adamw_8bit" else None,
-        config=launch.deepspeed_config(stage, world_size),
-    )
+    if stage.quantization != "none" and run["keep_best"] == "validation" and device.type == "cpu":
+        raise ValueError(
+            f"stage {stage.name}: on the CPU bitsandbytes repacks {stage.quantization} weights "
+            "when they are first evaluated, and no gradient passes them any more; keep_best="
+            '"training" judges without an evaluation'
+        )
+    engine = start_engine(model, stage, world_size, device.type, run["seed"])
 
     cache = Path(run["cache"])
     if rank == 0:  # builds the store where it is missing; the others then find it
@@ -118,7 +98,7 @@ def train(run: dict, dist, device: torch.device):
             group["lr"] = stage.learning_rates[group["part"]] * factor
         batch = next(data)
         waited = time.perf_counter() - start
-        result = _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist)
+        result = optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist)
         if log:
             log.write(step, batch, factor, result, start, waited)
         if (step + 1) % run["checkpoint_steps"] == 0 and step + 1 < max_steps:
@@ -141,6 +121,42 @@ def train(run: dict, dist, device: torch.device):
         )
         summary |= {"samples": data.counts, "cut": data.cut}
         write_json(out / "training.json", summary | _leave_best(out / "training"))
+
+
+def start_engine(model, stage: Stage, world_size: int, device_type: str, seed: int):
+    """Return `model` as the DeepSpeed engine of a rank of `world_size` that trains `stage`.
+
+    Mutates the model: what is frozen, 4-bit weights, adapters, attention, precision. `seed` is that
+    of new adapters. The process group must exist (`join`).
+    """
+    import deepspeed
+
+    model.set_trainable(stage.trainable)
+    if stage.quantization != "none":
+        model.to(DTYPES[stage.precision])  # what the 4-bit weights are expanded to
+        weights.quantize_language_model(model, stage.quantization)
+    if stage.lora_rank:
+        lora.attach(model, rank=stage.lora_rank, alpha=stage.lora_alpha, seed=seed)
+    kernels.set_attention(model, kernels.attention(device_type, stage.precision))
+    if stage.precision == "float32":
+        model.float()
+    if torch.distributed.get_rank() == 0:
+        print(f"{stage.name} in {stage.precision}: {model.parameter_table()}", flush=True)
+    if stage.gradient_checkpointing:
+        checkpoint_activations(model)
+    if stage.torch_compile:
+        compile_layers(model)
+    groups, optimizer = parameter_groups(model, stage), None
+    if stage.optimizer == "adamw_8bit":
+        groups = _small_groups(groups)
+        optimizer = optimizer_8bit(groups, stage)
+    engine, *_ = deepspeed.initialize(
+        model=model.train(),
+        model_parameters=groups,
+        optimizer=optimizer,
+        config=launch.deepspeed_config(stage, world_size),
+    )
+    return engine
 
 
 def _log(out, first, max_steps, stage, model, device, world_size):
@@ -225,7 +241,37 @@ def checkpoint_activations(model):
     model.disable_input_require_grads()
 
 
-def _optimizer_8bit(groups: list[dict], stage: Stage):
+def compile_layers(model):
+    """Let torch compile the layers that run: norms, rotations and activations become few kernels.
+
+    All layers of a kind share what is compiled, so that it takes seconds for any depth. Packs are
+    of one length (PairLoader), images of any number.
+    """
+    for layer in model.vision_tower.encoder.layers[: model.config.num_used_layers]:
+        layer.compile(dynamic=True)
+    for layer in model.language_model.base_model.layers:
+        layer.compile()
+
+
+def _small_groups(groups: list[dict]) -> list[dict]:
+    """Split groups of more weights than bitsandbytes' kernels can count (32 bits).
+
+    DeepSpeed lays the weights of a group end to end and updates them as one tensor.
+    """
+    split = []
+    for group in groups:
+        members, size = [], 0
+        for parameter in group["params"]:
+            if members and size + parameter.numel() >= LARGEST_8BIT:
+                split.append(group | {"params": members})
+                members, size = [], 0
+            members.append(parameter)
+            size += parameter.numel()
+        split.append(group | {"params": members})
+    return split
+
+
+def optimizer_8bit(groups: list[dict], stage: Stage):
     """AdamW with two 8-bit moments: two bytes a weight instead of eight."""
     from bitsandbytes.optim import AdamW8bit
 
@@ -242,11 +288,13 @@ def part_hashes(model) -> dict[str, str]:
     return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
-def _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist):
+def optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist):
     """Forward, backward and update; return a metrics.StepResult.
 
-    DeepSpeed averages gradients over ranks. With the sum of a micro batch's losses divided by
-    (label weight of the global batch / ranks), that average is the gradient of the global mean.
+    `batch` is a loader.Step, `store` what it indexes; `guard` and `norms` are metrics.Guard and
+    GradientNorms. DeepSpeed averages gradients over ranks. With the sum of a micro batch's losses
+    divided by (label weight of the global batch / ranks), that average is the gradient of the
+    global mean.
 
     Raises RuntimeError, before the update, if the loss is not finite or jumps; names the samples
     with the largest losses.
@@ -256,7 +304,7 @@ def _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dis
     kinds, unit = metrics.StepLosses(store, device), batch.label_weight / world_size
     passes = 0.0  # seconds of forward and backward
     for number, micro_batch in enumerate(batch.micro_batches, start=1):
-        inputs = loader.to_device(micro_batch, device, DTYPES[stage.precision], noise=stage.augment)
+        inputs = _inputs(micro_batch, stage, device, noise=stage.augment)
         kinds.watch(micro_batch, inputs)
         start = time.perf_counter()
         loss = engine(**inputs, num_items_in_batch=unit).loss
@@ -290,6 +338,12 @@ def _optimizer_step(engine, batch, stage, store, guard, norms, step, device, dis
     )
 
 
+def _inputs(micro_batch: dict, stage: Stage, device, *, noise: bool) -> dict:
+    attention = kernels.attention(torch.device(device).type, stage.precision)
+    dtype = DTYPES[stage.precision]
+    return loader.to_device(micro_batch, device, dtype, noise=noise, attention=attention)
+
+
 @torch.no_grad()
 def validation_loss(engine, data: loader.PairLoader, stage: Stage, device, dist) -> float:
     """Return the loss on the first packs of `data`, at most VALIDATION_STEPS global batches.
@@ -303,15 +357,15 @@ def validation_loss(engine, data: loader.PairLoader, stage: Stage, device, dist)
         step = next(data)
         weight += step.label_weight
         for micro_batch in step.micro_batches:
-            inputs = loader.to_device(micro_batch, device, DTYPES[stage.precision], noise=False)
+            inputs = _inputs(micro_batch, stage, device, noise=False)
             total += engine(**inputs, num_items_in_batch=1).loss
     engine.train()
     dist.all_reduce(total)
     return total.item() / weight
 
 
-def _join():
-    """Enter the process group; return (torch.distributed, this rank's device)."""
+def join():
+    """Enter the process group, once; return (torch.distributed, this rank's device)."""
     cuda = torch.cuda.is_available()
     # DeepSpeed would guess the same and print a warning about guessing.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
