@@ -26,7 +26,7 @@ from gmai_lib import config
 from gmai_lib.bench_train import beside_trainer, synchronize
 from gmai_lib.config import Stage
 from gmai_lib.model import chat, gmai_vl, kernels, standins, weights
-from gmai_lib.training import flops, loader, metrics, packing, train
+from gmai_lib.training import engines, flops, loader, metrics, packing, train
 from gmai_lib.training.store import Store
 
 # Profile, micro batch in packs, and the optimizer: moments of 7 B weights fit in 8 bits only.
@@ -185,14 +185,14 @@ class _Bench:
 
     def rung(self, rung: Rung) -> dict:
         """Time a plain loop: forward, backward, clipping, AdamW on the weights as they are."""
-        stage, dtype = self.profile.stages[-1], train.DTYPES[rung.precision]
+        stage, dtype = self.profile.stages[-1], engines.DTYPES[rung.precision]
         model = self.model(dtype).train()
         model.set_trainable(stage.trainable)
         kernels.set_attention(model, rung.attention)
         if rung.gradient_checkpointing:
-            train.checkpoint_activations(model)
+            engines.checkpoint_activations(model)
         if rung.torch_compile:
-            train.compile_layers(model)
+            engines.compile_layers(model)
         optimizer = self.optimizer(model, stage)
         batches = loader.PairLoader(self.store, stage, seed=self.seed)
         counted = {"tokens": 0, "samples": 0}
@@ -218,9 +218,9 @@ class _Bench:
 
     def optimizer(self, model, stage: Stage):
         """AdamW on what learns: torch's fused one, or bitsandbytes' of 8-bit moments."""
-        groups = train.parameter_groups(model, stage)
+        groups = engines.parameter_groups(model, stage)
         if stage.optimizer == "adamw_8bit":
-            return train.optimizer_8bit(groups, stage)
+            return engines.optimizer_8bit(groups, stage)
         return torch.optim.AdamW(groups, betas=stage.adam_betas, fused=True)
 
     def loss(self, model, micro_batch: dict, rung: Rung, dtype):
@@ -246,9 +246,9 @@ class _Bench:
     def stage(self, stage: Stage) -> dict:
         """Time the workbook's own training: DeepSpeed's engine, the loader, the log."""
         dist, _ = train.join()
-        engine = train.start_engine(
-            self.model(train.DTYPES[stage.precision]), stage, 1, self.device.type, self.seed
-        )
+        model = self.model(engines.DTYPES[stage.precision])
+        ranks = {"world_size": 1, "device_type": self.device.type}
+        engine = engines.start(model, stage, seed=self.seed, **ranks)
         try:
             rows = self.logged_steps(engine, stage, dist)
         finally:

@@ -10,14 +10,14 @@ from tiny_run import tiny_profile
 
 from gmai_lib import bench_gpu
 from gmai_lib.model import kernels
-from gmai_lib.training import train
+from gmai_lib.training import engines
 
 
 def climb(path):
     """Write the rows of a tiny model to `path`; a process of its own, as it joins a group."""
     torch.set_num_threads(1)
     kernels.varlen_attn = sample_by_sample
-    train.compile_layers = lambda model: None  # half a minute of C++
+    engines.compile_layers = lambda model: None  # half a minute of C++
     profile = tiny_profile(micro_batch_size=2)
     bench_gpu.PACKS = bench_gpu.STAGE_PACKS = 4
     options = {"steps": 1, "device": "cpu", "profile": profile}

@@ -113,11 +113,11 @@ def test_epoch_contains_every_kept_sample_exactly_once(store):
 def test_counts_of_dropped_samples_add_up(store):
     stage = replace(PROFILE.stage("shallow_alignment"), max_length=50)
     stage = replace(stage, languages=("en",))
-    data = loader.PairLoader(store, stage, seed=0, sources=("tiny_b",))
+    data = loader.PairLoader(store, stage, seed=0)
     counts = dict(data.counts)
     assert min(counts.values()) > 0  # every reason occurs
     assert counts.pop("seen") == sum(counts.values()) == 60
-    wanted = {"subset": {"instruct"}, "language": {"en"}, "source": {"tiny_b"}}
+    wanted = {"subset": {"instruct"}, "language": {"en"}}
     for column, values in wanted.items():
         assert set(store.categories[column][data.kept]) == values
     assert store.lengths[data.kept].max() <= 50

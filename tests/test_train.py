@@ -27,9 +27,12 @@ from tiny_run import (
 from gmai_lib.config import ABLATIONS, PARTS, STAGES, paper_mixture
 from gmai_lib.model import lora, weights
 from gmai_lib.outputs import read_json
-from gmai_lib.training import launch, loader, metrics, packing, train
+from gmai_lib.training import engines, launch, loader, metrics, packing, train
 
 PROFILE = tiny_profile()
+ALONE = SimpleNamespace(
+    get_rank=lambda: 0, get_world_size=lambda: 1, all_reduce=lambda tensor: None
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_parameter_groups_hold_exactly_the_trainable_parameters(inputs, name):
     stage = replace(PROFILE.stage(name), learning_rates=rates, weight_decay=0.3)
     model, _ = weights.load_checkpoint(inputs / "initial")
     model.set_trainable(stage.trainable)
-    groups = train.parameter_groups(model, stage)
+    groups = engines.parameter_groups(model, stage)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     for group in groups:
@@ -214,7 +217,7 @@ def test_norms_are_those_without_the_loss_scale(inputs, scale):
     model, _ = weights.load_checkpoint(inputs / "initial")
     stage = PROFILE.stage("instruction_tuning")
     model.set_trainable(stage.trainable)
-    groups = train.parameter_groups(model, stage)
+    groups = engines.parameter_groups(model, stage)
     expected = dict.fromkeys(PARTS, 0.0)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -553,18 +556,20 @@ def test_best_checkpoint_is_kept_beside_the_newest(inputs, tmp_path, by, zero_st
     changes = {"checkpoint_steps": 2, "keep_checkpoints": 1, "keep_best": by, "pairs": str(pairs)}
     run_file = write_run(out, inputs, stage, 2, cache=str(tmp_path / "cache"), **changes)
     assert run_ranks(run_file, 2) == [0, 0], _log(out)
-    left = launch.training_checkpoints(out / "training")
-    training = read_json(out / "training.json")
-    state = read_json(left[0] / "complete.json")
-    assert [path.name for path in left] == [f"step-{training['best_step']}"]
-    assert training["best_loss"] == state["selection_loss"] and training["best_step"] < 10
-    rows = _metrics(out)
+    training, rows = read_json(out / "training.json"), _metrics(out)
+    assert training["best_step"] < 10 and not (out / "training").exists()
+    assert launch.lineage(out / "best", "next")["stages"] == [stage.name, "next"]
+    model, processor = weights.load_checkpoint(out / "best")
     if by == "training":  # the mean of the losses so far
         seen = [np.mean([row["loss"] for row in rows[:step]]) for step in range(2, 12, 2)]
         assert training["best_loss"] == pytest.approx(min(seen))
         assert training["best_step"] == 2 * (1 + int(np.argmin(seen)))
     else:
-        assert 0 < training["best_loss"] < rows[-1]["loss"]
+        store = loader.prepare(pairs, tmp_path, split="validation", processor=processor)
+        data = loader.PairLoader(store, stage, seed=0)
+        found = train.validation_loss(model, data, stage, "cpu", ALONE)
+        assert found == pytest.approx(training["best_loss"], rel=1e-4), "these are its weights"
+        assert found < rows[-1]["loss"]
 
 
 def test_validation_loss_is_the_mean_over_the_validation_split(inputs, tmp_path):
@@ -573,9 +578,6 @@ def test_validation_loss_is_the_mean_over_the_validation_split(inputs, tmp_path)
     store = loader.prepare(pairs, tmp_path, split="validation", processor=processor)
     stage = replace(PROFILE.stage("instruction_tuning"), loss_weighting="square_root")
     stage = replace(stage, global_batch_size=1, micro_batch_size=1, precision="float32")
-    alone = SimpleNamespace(
-        get_rank=lambda: 0, get_world_size=lambda: 1, all_reduce=lambda tensor: None
-    )
     data = loader.PairLoader(store, stage, seed=0)
     assert data.steps_per_epoch <= train.VALIDATION_STEPS, "all packs are seen"
     total = 0.0
@@ -585,7 +587,7 @@ def test_validation_loss_is_the_mean_over_the_validation_split(inputs, tmp_path)
         total += model(**given, num_items_in_batch=1).loss.item()
     expected = total / store.label_weight("square_root").sum()
     for _ in range(2):  # the same each time
-        found = train.validation_loss(model.train(), data, stage, "cpu", alone)
+        found = train.validation_loss(model.train(), data, stage, "cpu", ALONE)
         assert found == pytest.approx(expected, rel=1e-5)
     assert model.training
 
@@ -747,7 +749,7 @@ def test_checkpointing_keeps_less_and_sends_no_gradient_into_frozen_parts(inputs
     projector.register_forward_pre_hook(lambda _, args: through_tower.append(args[0].requires_grad))
     for enabled in (False, True):
         if enabled:
-            train.checkpoint_activations(model)
+            engines.checkpoint_activations(model)
         sizes = []
         hooks = torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t
@@ -763,10 +765,10 @@ def test_checkpointing_keeps_less_and_sends_no_gradient_into_frozen_parts(inputs
 
 
 def test_groups_stay_below_what_8_bit_kernels_count(monkeypatch):
-    monkeypatch.setattr(train, "LARGEST_8BIT", 100)
+    monkeypatch.setattr(engines, "LARGEST_8BIT", 100)
     sizes = [60, 39, 1, 150, 10, 10]
     members = [torch.zeros(size, requires_grad=True) for size in sizes]
-    groups = train._small_groups([{"params": members, "lr": 0.1, "part": "language_model"}])
+    groups = engines._small_groups([{"params": members, "lr": 0.1, "part": "language_model"}])
     assert [[p.numel() for p in group["params"]] for group in groups] == [
         [60, 39],
         [1],

@@ -12,8 +12,9 @@ is already complete is not repeated, a killed one resumes from its last training
 many processes as before or on others, and one whose inputs changed starts afresh. Files in `out`:
 run.json (what was asked), profile.json, log.txt (all output of the processes), metrics.jsonl (one
 line per optimizer step), training/ (DeepSpeed checkpoints, while it runs; checkpoints.py),
-checkpoint/ (the result), adapter/ (of a LoRA stage, already merged into checkpoint/), frozen.json
-(hashes per part), training.json (the returned dict; its presence means complete).
+checkpoint/ (the result), best/ (the model of the lowest loss, if asked for), adapter/ (of a LoRA
+stage, already merged into checkpoint/), frozen.json (hashes per part), training.json (the returned
+dict; its presence means complete).
 
 Paper: section 4.2 (DeepSpeed, three stages). This module imports no torch.
 """
@@ -80,8 +81,8 @@ def run_stage(
     update_share and overhead_share (medians; of what is neither forward nor backward; CPU only),
     rank_spread (and _in_order: undealt), samples (counts), cut (samples shortened), reused.
     A training checkpoint is written every `checkpoint_steps`; the newest `keep_checkpoints` are
-    kept. With `keep_best` (see KEEP_BEST) that of the lowest loss is kept, too, and stays in
-    `out`/training when the stage is complete (best_step and best_loss in the result).
+    kept. With `keep_best` (see KEEP_BEST) that of the lowest loss is kept, too, and becomes the
+    model `out`/best when the stage is complete (best_step and best_loss in the result).
 
     Raises RuntimeError with the last lines of the log if a process fails. On KeyboardInterrupt
     every process is stopped; the next call resumes.
@@ -326,7 +327,7 @@ def fingerprint(folder: Path) -> str:
 def code_fingerprint() -> str:
     """Return a hash of the sources a trained checkpoint depends on."""
     package = PACKAGE_ROOT / "gmai_lib"
-    names = ("packing", "store", "loader", "train")
+    names = ("packing", "store", "loader", "engines", "train")
     files = [*package.glob("model/*.py"), *(package / f"training/{name}.py" for name in names)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
@@ -364,7 +365,7 @@ def _clear(out: Path):
     """Remove what an earlier, different run left in `out`."""
     for name in ("training.json", "frozen.json", "metrics.jsonl", "log.txt"):
         (out / name).unlink(missing_ok=True)
-    for name in ("training", "checkpoint", "adapter"):
+    for name in ("training", "checkpoint", "best", "adapter"):
         shutil.rmtree(out / name, ignore_errors=True)
 
 

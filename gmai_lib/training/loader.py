@@ -73,13 +73,12 @@ class PairLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        sources: tuple[str, ...] | None = None,
     ):
         stage.gradient_accumulation_steps(world_size)  # raises if the batch does not divide
         self.store, self.stage, self.seed = store, stage, seed
         self.rank, self.world_size = rank, world_size
         self.lengths, self.images = store.lengths, np.diff(store.image_starts)
-        self.kept, self.counts, self.rows = self._select(sources)
+        self.kept, self.counts, self.rows = self._select()
         if len(self.kept) < max(1, world_size):
             few = "no sample" if not len(self.kept) else f"fewer samples than ranks ({world_size})"
             raise ValueError(f"stage {stage.name}: {few} to train on: {self.counts}")
@@ -92,18 +91,16 @@ class PairLoader:
         self._position = (0, 0)  # (epoch, pack) at which the next step begins
         self._ahead, self._thread = None, ThreadPoolExecutor(1)
 
-    def _select(self, sources):
+    def _select(self):
         """Return the indices to train on, the counts of kept and dropped samples, mixture rows."""
         store, stage = self.store, self.stage
         if stage.over_long == "cut":
             self.lengths = store.fitting_lengths(stage.max_length)
         dropped = np.zeros(len(self.lengths), bool)
-        wanted = {"subset": stage.subsets, "language": stage.languages, "source": sources}
+        wanted = {"subset": stage.subsets, "language": stage.languages}
         counts = {"seen": len(self.lengths)}
         refused = {
-            f"other {name}": ~store.categories[name].isin(values)
-            for name, values in wanted.items()
-            if values is not None
+            f"other {name}": ~store.categories[name].isin(values) for name, values in wanted.items()
         }
         row_of = None
         if stage.mixture is not None:

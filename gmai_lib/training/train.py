@@ -30,12 +30,10 @@ from gmai_lib.config import PARTS, STAGES, Stage, paper_mixture, paper_samples
 from gmai_lib.model import kernels, lora, weights
 from gmai_lib.model.gmai_vl import part_of
 from gmai_lib.outputs import read_json, write_json
-from gmai_lib.training import checkpoints, launch, loader, metrics
+from gmai_lib.training import checkpoints, engines, launch, loader, metrics
 
 VALIDATION_STEPS = 8  # global batches of the validation split whose loss picks the best [chosen]
-LARGEST_8BIT = 2**31  # weights of a group that bitsandbytes updates at once
 TIMEOUT = timedelta(hours=3)  # how long a rank waits for the others
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(arguments: list[str] | None = None):
@@ -69,19 +67,15 @@ def train(run: dict, dist, device: torch.device):
             "when they are first evaluated, and no gradient passes them any more; keep_best="
             '"training" judges without an evaluation'
         )
-    engine = start_engine(model, stage, world_size, device.type, run["seed"])
+    engine = engines.start(
+        model, stage, world_size=world_size, device_type=device.type, seed=run["seed"]
+    )
 
-    cache = Path(run["cache"])
-    if rank == 0:  # builds the store where it is missing; the others then find it
-        loader.prepare(run["pairs"], cache, split="train", processor=processor)
-        if run["keep_best"] == "validation":
-            loader.prepare(run["pairs"], cache, split="validation", processor=processor)
-    dist.barrier()
-    store = loader.prepare(run["pairs"], cache, split="train", processor=processor)
+    store = _store(run, "train", processor, dist)
     ranks = {"rank": rank, "world_size": world_size}
     data, unseen = loader.PairLoader(store, stage, seed=run["seed"], **ranks), None
     if run["keep_best"] == "validation":
-        other = loader.prepare(run["pairs"], cache, split="validation", processor=processor)
+        other = _store(run, "validation", processor, dist)
         unseen = loader.PairLoader(other, replace(stage, mixture=None), seed=0, **ranks)
     max_steps = stage.max_steps or max(1, round(stage.epochs * data.steps_per_epoch))
     first, recent = _resume(engine, data, stage, out, dist)
@@ -112,6 +106,7 @@ def train(run: dict, dist, device: torch.device):
             checkpoints.save(engine, out / "training", state, keep=keep, dist=dist)
 
     _finish(engine, stage, run, before, max_steps, dist)
+    best = _write_best(engine, stage, run, dist)
     if log:
         summary = log.summary(first, world_size, device)
         print(
@@ -120,62 +115,22 @@ def train(run: dict, dist, device: torch.device):
             flush=True,
         )
         summary |= {"samples": data.counts, "cut": data.cut}
-        write_json(out / "training.json", summary | _leave_best(out / "training"))
+        write_json(out / "training.json", summary | best)
 
 
-def start_engine(model, stage: Stage, world_size: int, device_type: str, seed: int):
-    """Return `model` as the DeepSpeed engine of a rank of `world_size` that trains `stage`.
-
-    Mutates the model: what is frozen, 4-bit weights, adapters, attention, precision. `seed` is that
-    of new adapters. The process group must exist (`join`).
-    """
-    import deepspeed
-
-    model.set_trainable(stage.trainable)
-    if stage.quantization != "none":
-        model.to(DTYPES[stage.precision])  # what the 4-bit weights are expanded to
-        weights.quantize_language_model(model, stage.quantization)
-    if stage.lora_rank:
-        lora.attach(model, rank=stage.lora_rank, alpha=stage.lora_alpha, seed=seed)
-    kernels.set_attention(model, kernels.attention(device_type, stage.precision))
-    if stage.precision == "float32":
-        model.float()
-    if torch.distributed.get_rank() == 0:
-        print(f"{stage.name} in {stage.precision}: {model.parameter_table()}", flush=True)
-    if stage.gradient_checkpointing:
-        checkpoint_activations(model)
-    if stage.torch_compile:
-        compile_layers(model)
-    groups, optimizer = parameter_groups(model, stage), None
-    if stage.optimizer == "adamw_8bit":
-        groups = _small_groups(groups)
-        optimizer = optimizer_8bit(groups, stage)
-    engine, *_ = deepspeed.initialize(
-        model=model.train(),
-        model_parameters=groups,
-        optimizer=optimizer,
-        config=launch.deepspeed_config(stage, world_size),
-    )
-    return engine
+def _store(run: dict, split: str, processor, dist) -> loader.Store:
+    """Open the store of a split; rank 0 builds it where it is missing, the others then find it."""
+    files = {"cache": Path(run["cache"]), "split": split, "processor": processor}
+    if dist.get_rank() == 0:
+        loader.prepare(run["pairs"], **files)
+    dist.barrier()
+    return loader.prepare(run["pairs"], **files)
 
 
 def _log(out, first, max_steps, stage, model, device, world_size):
     """The log of rank 0, with what MFU is measured against."""
-    peak = metrics.peak_flops(device, DTYPES[stage.precision]) * world_size
+    peak = metrics.peak_flops(device, engines.DTYPES[stage.precision]) * world_size
     return metrics.Log(out, first, max_steps, stage, metrics.Shapes(model.config), peak)
-
-
-def _leave_best(folder: Path) -> dict:
-    """Remove the training checkpoints but for the best, if one was asked for; say which it is."""
-    best = checkpoints.best(folder)
-    if best is None:
-        shutil.rmtree(folder, ignore_errors=True)
-        return {}
-    for path in folder.glob("*step-*"):
-        if path != best:
-            shutil.rmtree(path)
-    state = read_json(best / launch.COMPLETE)
-    return {"best_step": state["step"], "best_loss": state["selection_loss"]}
 
 
 def _print_mixture(data):
@@ -208,74 +163,6 @@ def learning_rate_factor(step: int, max_steps: int, warmup_ratio: float) -> floa
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, max_steps - warmup)))
-
-
-def parameter_groups(model, stage: Stage) -> list[dict]:
-    """Return AdamW groups: per part its learning rate, and no weight decay on vectors.
-
-    Vectors are norms, biases and the class embedding; shrinking them regularises nothing.
-    """
-    groups = []
-    for part in stage.trainable:
-        members = [
-            parameter
-            for name, parameter in model.named_parameters()
-            if part_of(name) == part and parameter.requires_grad
-        ]
-        for decay, chosen in (
-            (stage.weight_decay, [p for p in members if p.ndim > 1]),
-            (0.0, [p for p in members if p.ndim <= 1]),
-        ):
-            if chosen:
-                rate = stage.learning_rates[part]
-                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "part": part})
-    return groups
-
-
-def checkpoint_activations(model):
-    """Keep only the inputs of each layer and compute the rest again in the backward pass."""
-    # transformers 5.17, on which this must run too, has only the second name.
-    new = getattr(model, "activation_checkpointing_enable", None)
-    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    # Turned on for LoRA; here gradients would go on into frozen parts that need none.
-    model.disable_input_require_grads()
-
-
-def compile_layers(model):
-    """Let torch compile the layers that run: norms, rotations and activations become few kernels.
-
-    All layers of a kind share what is compiled, so that it takes seconds for any depth. Packs are
-    of one length (PairLoader), images of any number.
-    """
-    for layer in model.vision_tower.encoder.layers[: model.config.num_used_layers]:
-        layer.compile(dynamic=True)
-    for layer in model.language_model.base_model.layers:
-        layer.compile()
-
-
-def _small_groups(groups: list[dict]) -> list[dict]:
-    """Split groups of more weights than bitsandbytes' kernels can count (32 bits).
-
-    DeepSpeed lays the weights of a group end to end and updates them as one tensor.
-    """
-    split = []
-    for group in groups:
-        members, size = [], 0
-        for parameter in group["params"]:
-            if members and size + parameter.numel() >= LARGEST_8BIT:
-                split.append(group | {"params": members})
-                members, size = [], 0
-            members.append(parameter)
-            size += parameter.numel()
-        split.append(group | {"params": members})
-    return split
-
-
-def optimizer_8bit(groups: list[dict], stage: Stage):
-    """AdamW with two 8-bit moments: two bytes a weight instead of eight."""
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit(groups, betas=stage.adam_betas)
 
 
 def part_hashes(model) -> dict[str, str]:
@@ -340,7 +227,7 @@ def optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist
 
 def _inputs(micro_batch: dict, stage: Stage, device, *, noise: bool) -> dict:
     attention = kernels.attention(torch.device(device).type, stage.precision)
-    dtype = DTYPES[stage.precision]
+    dtype = engines.DTYPES[stage.precision]
     return loader.to_device(micro_batch, device, dtype, noise=noise, attention=attention)
 
 
@@ -406,7 +293,14 @@ def _resume(engine, data, stage: Stage, out: Path, dist) -> tuple[int, list[floa
     if found is None:
         return 0, []
     folder, state = found
-    writers, readers = state["world_size"], dist.get_world_size()
+    _load(engine, folder, state["world_size"], stage, dist)
+    data.load_state_dict(state["data"])
+    return state["step"], state["recent_losses"]
+
+
+def _load(engine, folder: Path, writers: int, stage: Stage, dist):
+    """Load a training checkpoint of `writers` ranks into the engine; every rank calls it."""
+    readers = dist.get_world_size()
     other = writers != readers and checkpoints.is_split(folder)
     if other and stage.optimizer == "adamw_8bit":
         raise ValueError(
@@ -430,45 +324,20 @@ def _resume(engine, data, stage: Stage, out: Path, dist) -> tuple[int, list[floa
         engine.load_checkpoint(str(folder.parent), tag=folder.name, custom_load_fn=load)
     if writers != readers and dist.get_rank() == 0:
         print(f"{folder} was written by {writers} ranks, {readers} go on", flush=True)
-    data.load_state_dict(state["data"])
     dist.barrier()  # every rank has read it before rank 0 may remove it
-    return state["step"], state["recent_losses"]
 
 
 def _finish(engine, stage: Stage, run: dict, before: dict | None, max_steps: int, dist):
-    """Write the final checkpoint in the types of `init`, and prove what did not change.
+    """Write the final checkpoint, and prove what did not change.
 
-    Adapters are written to `out`/adapter and merged into the checkpoint. Raises RuntimeError if a
-    frozen parameter differs from `init` by a single bit.
+    Raises RuntimeError if a frozen parameter differs from `init` by a single bit.
     """
     out = Path(run["out"])
     size = sum(getattr(p, "ds_numel", p.numel()) * 4 for p in engine.module.parameters())
     checkpoints.require_space(out / "training", size, dist, max_steps)
-    model, processor = (
-        weights.load_checkpoint(run["init"]) if dist.get_rank() == 0 else (None, None)
-    )
-    adapters = {}
-    for name, parameter in engine.module.named_parameters():
-        trained = full_parameter(parameter)  # every rank takes part
-        # A 4-bit copy of what `init` holds cannot learn; the adapters go to the weights themselves.
-        if model is None or hasattr(parameter, "quant_state"):
-            continue
-        if lora.plain_name(name) is None:
-            adapters[name] = trained
-            continue
-        target = model.get_parameter(lora.plain_name(name))
-        if parameter.requires_grad:
-            target.data.copy_(trained)
-        elif not torch.equal(trained.cpu(), target.to(trained.dtype)):
-            raise RuntimeError(f"frozen parameter {name} has changed during training")
-    if model is None:
+    _write_model(engine, stage, run, out / "checkpoint", out / "adapter", dist)
+    if dist.get_rank():
         return
-    if adapters:
-        scale = {"rank": stage.lora_rank, "alpha": stage.lora_alpha}
-        lora.save(adapters, out / "adapter", base=run["init"], **scale)
-        lora.merge(model, out / "adapter")
-    weights.save_checkpoint(model, processor, out / "checkpoint")
-    write_json(out / "checkpoint" / launch.LINEAGE, launch.lineage(run["init"], stage.name))
     after = part_hashes(weights.load_checkpoint(out / "checkpoint")[0])
     table = {
         part: {
@@ -484,19 +353,55 @@ def _finish(engine, stage: Stage, run: dict, before: dict | None, max_steps: int
     write_json(out / "frozen.json", table)
 
 
-def full_parameter(parameter) -> torch.Tensor:
-    """Return a whole parameter: the optimizer's float32 copy where DeepSpeed keeps one."""
-    from deepspeed import zero
-    from deepspeed.utils import safe_get_full_fp32_param
+def _write_best(engine, stage: Stage, run: dict, dist) -> dict:
+    """Write the model of the lowest loss to `out`/best if one was kept; say which it is.
 
-    if parameter.requires_grad and (
-        hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
-    ):
-        return safe_get_full_fp32_param(parameter)
-    if hasattr(parameter, "ds_id"):  # ZeRO 3 spreads frozen parameters over the ranks, too
-        with zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
-    return parameter.detach()
+    The training checkpoints are removed. Every rank calls it, after the last step: the engine then
+    holds the best weights.
+    """
+    folder, found = Path(run["out"]) / "training", {}
+    best = checkpoints.best(folder)
+    if best is not None:
+        state = read_json(best / launch.COMPLETE)
+        _load(engine, best, state["world_size"], stage, dist)
+        _write_model(engine, stage, run, Path(run["out"]) / "best", folder / "adapter", dist)
+        found = {"best_step": state["step"], "best_loss": state["selection_loss"]}
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _write_model(engine, stage: Stage, run: dict, target: Path, adapter: Path, dist):
+    """Write the engine's weights as a model, in the types of `init`; every rank calls it.
+
+    Adapters are written to `adapter` and merged into the model. Raises RuntimeError if a frozen
+    weight is not that of `init`.
+    """
+    model, processor = (
+        weights.load_checkpoint(run["init"]) if dist.get_rank() == 0 else (None, None)
+    )
+    adapters = {}
+    for name, parameter in engine.module.named_parameters():
+        trained = engines.full_parameter(parameter)  # every rank takes part
+        # A 4-bit copy of what `init` holds cannot learn; the adapters go to the weights themselves.
+        if model is None or hasattr(parameter, "quant_state"):
+            continue
+        if lora.plain_name(name) is None:
+            adapters[name] = trained
+            continue
+        original = model.get_parameter(lora.plain_name(name))
+        if parameter.requires_grad:
+            original.data.copy_(trained)
+        elif not torch.equal(trained.cpu(), original.to(trained.dtype)):
+            raise RuntimeError(f"frozen parameter {name} has changed during training")
+    if model is None:
+        return
+    if adapters:
+        scale = {"rank": stage.lora_rank, "alpha": stage.lora_alpha}
+        lora.save(adapters, adapter, base=run["init"], **scale)
+        lora.merge(model, adapter)
+    weights.save_checkpoint(model, processor, target)
+    write_json(target / launch.LINEAGE, launch.lineage(run["init"], stage.name))
 
 
 if __name__ == "__main__":
