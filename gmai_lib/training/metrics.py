@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from gmai_lib.config import PARTS, Stage, TextConfig, VisionConfig
@@ -31,9 +32,9 @@ WORST = 5  # samples named when a run is stopped
 
 
 class StepLosses:
-    """Collects the losses of one optimizer step, per sample; `kinds` sums them over ranks.
+    """Collects the losses of one optimizer step, per sample; `over_ranks` sums them by kind.
 
-    Call `watch` with the inputs before the forward pass and `add` after the backward pass.
+    Call `watch` with the inputs before the forward pass.
     """
 
     def __init__(self, store, device):
@@ -65,10 +66,11 @@ class StepLosses:
         indices, total, weighed = np.concatenate(parts, axis=1)
         return indices.astype(int), total, weighed
 
-    def kinds(self, samples, dist) -> dict[str, dict[str, float]]:
-        """Return {"subset": {"caption": loss, ...}, "language": {...}} over all ranks.
+    def over_ranks(self, loss, samples, dist) -> tuple[float, dict[str, dict[str, float]]]:
+        """Return the sum of `loss` () over all ranks, and the losses by kind.
 
-        Weighted as the loss is: it is their mean, weighted by the kinds' shares of label weight.
+        These are {"subset": {"caption": loss, ...}, "language": {...}}, weighted as the loss is: it
+        is their mean, weighted by the kinds' shares of label weight. One exchange for both.
         """
         indices, total, weighed = samples
         columns = []
@@ -77,8 +79,9 @@ class StepLosses:
             count = len(self.store.categories[kind].categories)
             columns += [np.bincount(codes, values, count) for values in (total, weighed)]
         sums = torch.tensor(np.concatenate(columns), dtype=torch.float32, device=self.device)
+        sums = torch.cat((loss.view(1), sums))
         dist.all_reduce(sums)
-        sums, start, losses = sums.tolist(), 0, {}
+        (loss, *sums), start, losses = sums.tolist(), 0, {}
         for kind in KINDS:
             names = self.store.categories[kind].categories
             totals, weights = (
@@ -87,7 +90,7 @@ class StepLosses:
             start += 2 * len(names)
             rows = zip(names, totals, weights, strict=True)
             losses[kind] = {name: part / weight for name, part, weight in rows if weight}
-        return losses
+        return loss, losses
 
     def worst(self, samples, dist) -> list[tuple[str, float]]:
         """Return (id, loss) of the samples with the largest losses on any rank; NaN first."""
@@ -251,8 +254,9 @@ class Log:
         self.rows.append(row)
         with self.path.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
-        for name, value in _scalars(row):
-            self.board.add_scalar(name, value, row["step"])
+        # One event of all numbers: writing each by itself takes several times as long.
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row)]
+        self.board.file_writer.add_summary(Summary(value=values), row["step"])
         self.written = time.perf_counter() - ended
 
     def _seconds_left(self, step: int, seconds: float) -> float:

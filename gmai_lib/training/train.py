@@ -200,10 +200,10 @@ def optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist
         total += loss.detach() / world_size
         if number < len(batch.micro_batches):
             engine.step()
-    dist.all_reduce(total)
     loss_scale = float(getattr(engine.optimizer, "loss_scale", 1.0))
     samples = kinds.samples(loss_scale / unit)
-    objection = guard.objection(total.item())
+    total, by_kind = kinds.over_ranks(total, samples, dist)
+    objection = guard.objection(total)
     if objection:
         worst = ", ".join(f"{name} ({loss:.3g})" for name, loss in kinds.worst(samples, dist))
         raise RuntimeError(
@@ -220,9 +220,7 @@ def optimizer_step(engine, batch, stage, store, guard, norms, step, device, dist
     whole = None if whole is None else float(whole)
     # A GPU works on after the call, and its times would be those of the calls.
     spent = (passes, update) if device.type == "cpu" else None
-    return metrics.StepResult(
-        total.item(), kinds.kinds(samples, dist), whole, by_part, loss_scale, spent
-    )
+    return metrics.StepResult(total, by_kind, whole, by_part, loss_scale, spent)
 
 
 def _inputs(micro_batch: dict, stage: Stage, device, *, noise: bool) -> dict:
