@@ -167,6 +167,35 @@ def test_items_with_no_image_and_with_several_are_asked_in_one_batch(tiny, tmp_p
     assert batched == evaluate(*tiny, mixed, out_jsonl=tmp_path / "b.jsonl", batch_size=1)
 
 
+def test_questions_about_one_image_share_its_pass_and_answer_as_alone(tiny, tmp_path, monkeypatch):
+    """Of different lengths, about one image, two images and another one first."""
+    items, model = demo_items(kinds=("open",), unequal=False), tiny[0]
+    shown = (items[0].images, items[1].images, items[0].images + items[1].images)
+    items = [
+        replace(
+            items[0], id=f"{n}-{m}", images=images, question=f"What? {'Look. ' * m}Which organ?"
+        )
+        for n, images in enumerate(shown)
+        for m in range(4)
+    ]
+    passes, features = [], model.image_features
+    monkeypatch.setattr(
+        model, "image_features", lambda pixels: passes.append(len(pixels)) or features(pixels)
+    )
+    for mode, *seen in (("image", 4, 4, 16), ("blank", 3, 4, 16), ("none", 0, 0, 0)):
+        said = {}
+        for size, number in zip((12, 4, 1), seen, strict=True):
+            passes.clear()
+            path = tmp_path / f"{mode}-{size}"
+            said[size] = evaluate(*tiny, items, out_jsonl=path, batch_size=size, image_mode=mode)
+            assert sum(passes) == number
+        assert said[12] == said[4] == said[1]
+        assert len({row["response"] for row in said[1]}) >= (8 if mode == "image" else 2)
+    long = [replace(item, question="Look. " * 9999) for item in items[:2]]
+    with pytest.raises(ValueError, match="more than the context of 1024"):
+        evaluate(*tiny, long, out_jsonl=tmp_path / "long")
+
+
 def test_the_image_matters_only_where_it_is_shown(tiny, tmp_path):
     items = demo_items(kinds=("open",), unequal=False)
     changed = demo_items(images=PICTURES[::-1], kinds=("open",), unequal=False)

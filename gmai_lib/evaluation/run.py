@@ -8,8 +8,9 @@
     evaluate(model, processor, items, out_jsonl=path, rank=rank, world_size=8)  # on each rank
     responses = merge_parts(items, path, world_size=8)                          # once all are done
 
-Batches hold prompts of similar length and one token limit; every response is appended to a JSONL
-file, from which a killed run goes on. What the rows mean: `gmai_lib.evaluation.results`.
+Batches hold prompts of similar length and one token limit, and questions about one image side by
+side: what they share, up to the image, runs once. Every response is appended to a JSONL file, from
+which a killed run goes on. What the rows mean: `gmai_lib.evaluation.results`.
 
 Paper: section 4 (VLMEvalKit, greedy decoding).
 Departs: the same questions without the image, or with another one, are a mode of the same call.
@@ -22,9 +23,10 @@ import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -238,8 +240,8 @@ def option_likelihoods(
                 batch = rows[start : start + batch_size]
                 most = max(len(ids) for _, _, ids in batch)
                 inputs = ask.inputs([{**p, "ids": p["ids"] + ids} for p, _, ids in batch])
-                positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-                logits = model(**inputs, position_ids=positions, logits_to_keep=most + 1).logits
+                options = {"position_ids": _positions(inputs), "logits_to_keep": most + 1}
+                logits = model(**inputs, **options).logits
                 log_p = logits[:, :-1].float().log_softmax(-1)  # (B, most, V): of the next token
                 for (prompt, text, ids), row in zip(batch, log_p, strict=True):
                     wanted = torch.tensor(ids, device=row.device)
@@ -300,7 +302,9 @@ class _Asker:
         # Tiles are pixels. As a file they are small, and each is prepared once like any image.
         images = tuple(i if isinstance(i, bytes) else to_png(np.asarray(i)) for i in images)
         ids = self.chat.encode_prompt(turns, self.tokenizer, self.tokens_per_image)
-        return {"item": item, "images": images, "ids": ids, "limit": _limit(item)}
+        image = self.model.config.image_token_id
+        start = len(ids) - ids[::-1].index(image) if image in ids else 0  # after the last image
+        return {"item": item, "images": images, "ids": ids, "limit": _limit(item), "start": start}
 
     def inputs(self, batch: list[dict]) -> dict:
         """Left-padded ids and mask (B, T), and the pixels of all images (N, 3, S, S)."""
@@ -312,15 +316,45 @@ class _Asker:
         padded = [[self.pad] * (width - len(p["ids"])) + p["ids"] for p in batch]
         mask = [[0] * (width - len(p["ids"])) + [1] * len(p["ids"]) for p in batch]
         inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
-        pixels = [self._pixels(image) for p in batch for image in p["images"]]
+        images = [image for p in batch for image in p["images"]]
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}  # (B, T)
-        if pixels:
-            normal = self.chat.normalize_pixels(torch.stack(pixels).to(device))
+        if images:
+            normal = self.chat.normalize_pixels(torch.stack(self._pixels(images)).to(device))
             inputs["pixel_values"] = normal.to(self.model.dtype)  # (N, 3, S, S)
         return inputs
 
+    def shared_inputs(self, batch: list[dict]) -> dict:
+        """`inputs` for `generate`, with what several rows begin with gone through the model once.
+
+        Rows about the same images are equal up to the last of them. The keys and values of each
+        distinct beginning are copied to its rows (`past_key_values`); the padding of a row then
+        stands between its images and its question.
+        """
+        import torch
+
+        starts = [(p["images"], tuple(p["ids"][: p["start"]])) for p in batch]
+        distinct = {start: place for place, start in enumerate(dict.fromkeys(starts))}
+        if len(distinct) == len(batch) or not self._can_share(batch):
+            return self.inputs(batch)
+        begun = self.inputs([{"images": images, "ids": list(ids)} for images, ids in distinct])
+        options = {"position_ids": _positions(begun), "use_cache": True, "logits_to_keep": 1}
+        cache = self.model(**begun, **options).past_key_values
+        rows = torch.tensor([distinct[start] for start in starts], device=self.model.device)
+        cache.batch_select_indices(rows)
+        rest = self.inputs([{"images": (), "ids": p["ids"][p["start"] :]} for p in batch])
+        both = {name: torch.cat([begun[name][rows], rest[name]], dim=1) for name in rest}
+        return both | {"past_key_values": cache}
+
+    def _can_share(self, batch: list[dict]) -> bool:
+        config = self.model.config
+        return (
+            all(p["start"] for p in batch)  # a row of padding alone has no keys
+            and max(len(p["ids"]) for p in batch) <= config.context  # else the model says so
+            and not getattr(config.text_config, "sliding_window", None)  # it would count padding
+        )
+
     def __call__(self, batch: list[dict]) -> list[dict]:
-        inputs = self.inputs(batch)
+        inputs = self.shared_inputs(batch)
         generated = self.model.generate(
             **inputs,
             max_new_tokens=batch[0]["limit"],
@@ -331,12 +365,18 @@ class _Asker:
         )[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._response(p, ids) for p, ids in zip(batch, generated, strict=True)]
 
-    def _pixels(self, image: bytes):
-        if image not in self.pixels:
-            if len(self.pixels) >= MOST_PIXELS:
-                del self.pixels[next(iter(self.pixels))]  # the oldest
-            self.pixels[image] = self.chat.square_image(image, self.image_size)
-        return self.pixels[image]
+    def _pixels(self, images: list[bytes]) -> list:
+        """Return (3, S, S) uint8 per image; new ones are decoded side by side (Pillow lets it)."""
+        import torch
+
+        new = [image for image in dict.fromkeys(images) if image not in self.pixels]
+        square = partial(self.chat.square_image, size=self.image_size)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            self.pixels |= zip(new, threads.map(square, new), strict=True)
+        pixels = [self.pixels[image] for image in images]
+        for image in list(self.pixels)[:-MOST_PIXELS]:
+            del self.pixels[image]  # the oldest
+        return pixels
 
     def _response(self, prompt: dict, ids: list[int]) -> dict:
         finished = self.end in ids
@@ -368,7 +408,8 @@ class _ProcessorAsker(_Asker):
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         prompt = {"item": item, "images": images, "ids": ids, "limit": _limit(item)}
-        return prompt | {"text": text}
+        # What a processor makes of a text is not known before, so nothing is shared.
+        return prompt | {"text": text, "start": 0}
 
     def inputs(self, batch: list[dict]) -> dict:
         """What the processor makes of the batch, its float tensors in the model's precision."""
@@ -388,6 +429,11 @@ class _ProcessorAsker(_Asker):
         place = next((n for n, token in enumerate(ids) if token in self.ends), None)
         ids = ids if place is None else [*ids[:place], self.end]
         return super()._response(prompt, ids)
+
+
+def _positions(inputs: dict):
+    """Where every token stands in its row (B, T), the padding not counted."""
+    return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
 
 def response_row(item: Item, said: str, *, finished: bool) -> dict:
@@ -414,9 +460,19 @@ def _limit(item: Item) -> int:
 
 
 def _batches(prompts: list[dict], batch_size: int):
-    """Yield batches of one token limit and similar length (short answers do not wait for long)."""
-    prompts = sorted(prompts, key=lambda p: (p["limit"], len(p["ids"]), p["item"].id))
-    for _, same in groupby(prompts, key=lambda p: p["limit"]):
+    """Yield batches of one token limit (short answers do not wait for long) and similar length.
+
+    Questions about the same images stay together, sorted by the longest of them.
+    """
+
+    def order(prompt):
+        return prompt["limit"], len(prompt["ids"]), prompt["item"].id
+
+    about = defaultdict(list)  # (limit, images) -> prompts
+    for prompt in sorted(prompts, key=order):
+        about[prompt["limit"], prompt["images"]].append(prompt)
+    groups = sorted(about.values(), key=lambda group: order(group[-1]))
+    for _, same in groupby(chain.from_iterable(groups), key=lambda p: p["limit"]):
         same = list(same)
         yield from (same[i : i + batch_size] for i in range(0, len(same), batch_size))
 
