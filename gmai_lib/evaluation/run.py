@@ -26,7 +26,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, takewhile
+from operator import eq
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +111,7 @@ def evaluate(
         header |= {"rank": rank, "world_size": world_size}
     responses = _open_responses(path, header, if_stale)
     images = replaced_images(items, image_mode, seed)
-    own = getattr(model.config, "model_type", "") == "gmai_vl"
-    kind = _Asker if own else _ProcessorAsker
-    ask = kind(model, processor, with_image=image_mode != "none")
+    ask = _asker(model, processor, with_image=image_mode != "none")
     batches = list(_batches([ask.prepare(item, images) for item in items], batch_size))
     batches = _share(batches, rank, world_size)
     was_training = model.training
@@ -217,20 +216,21 @@ def option_likelihoods(
     Rows {"id", "prediction", "confidence", "correct", "probabilities"}: the probability of an
     option, and of the end of the turn after it, among those of all options; nothing is generated.
     The options are the letters where the question asks for a letter, else the texts, and yes and
-    no. Raises ValueError for an item without options.
+    no; nothing is divided by their length. `model` is one that `evaluate` takes.
+
+    Raises ValueError for an item without options, and for a chat template whose answers do not
+    begin where its prompt ends.
     """
     import torch
 
     candidates = {item.id: _candidates(item) for item in items}
-    ask = _Asker(model, processor, with_image=image_mode != "none")
+    ask = _asker(model, processor, with_image=image_mode != "none")
     images = replaced_images(items, image_mode, seed=0)
-    rows = []  # (prompt, candidate, its tokens)
+    rows = []  # (item, candidate, prompt with the candidate after it, the candidate's tokens)
     for item in items:
-        prompt = ask.prepare(item, images)
-        for text in candidates[item.id]:
-            ids = ask.tokenizer(text, add_special_tokens=False)["input_ids"]
-            rows.append((prompt, text, [*ids, ask.end]))
-    rows.sort(key=lambda row: (len(row[2]), len(row[0]["ids"]), row[0]["item"].id))
+        said = ask.answered(ask.prepare(item, images), candidates[item.id])
+        rows += [(item, text, *row) for text, row in zip(candidates[item.id], said, strict=True)]
+    rows.sort(key=lambda row: (len(row[3]), len(row[2]["ids"]), row[0].id))
     found = defaultdict(dict)  # item id -> candidate -> log probability
     was_training = model.training
     model.eval()
@@ -238,15 +238,12 @@ def option_likelihoods(
         with torch.inference_mode():
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                most = max(len(ids) for _, _, ids in batch)
-                inputs = ask.inputs([{**p, "ids": p["ids"] + ids} for p, _, ids in batch])
-                options = {"position_ids": _positions(inputs), "logits_to_keep": most + 1}
-                logits = model(**inputs, **options).logits
-                log_p = logits[:, :-1].float().log_softmax(-1)  # (B, most, V): of the next token
-                for (prompt, text, ids), row in zip(batch, log_p, strict=True):
+                most = max(len(ids) for *_, ids in batch) + 1  # and the end
+                log_p = ask.log_probabilities([prompt for _, _, prompt, _ in batch], most)
+                for (item, text, _, ids), row in zip(batch, log_p, strict=True):
                     wanted = torch.tensor(ids, device=row.device)
-                    said = row[-len(ids) :].gather(1, wanted[:, None]).sum()
-                    found[prompt["item"].id][text] = float(said)
+                    said = row[-1 - len(ids) : -1].gather(1, wanted[:, None]).sum()
+                    found[item.id][text] = float(said + row[-1, ask.ends].logsumexp(0))
     finally:
         model.train(was_training)
     return [_most_likely(item, candidates[item.id], found[item.id]) for item in items]
@@ -276,6 +273,11 @@ def _most_likely(item: Item, candidates: tuple[str, ...], log_p: dict[str, float
     }
 
 
+def _asker(model, processor, *, with_image: bool):
+    own = getattr(model.config, "model_type", "") == "gmai_vl"
+    return (_Asker if own else _ProcessorAsker)(model, processor, with_image=with_image)
+
+
 class _Asker:
     """Prompts and image pixels of one model; every distinct image is preprocessed once."""
 
@@ -289,6 +291,7 @@ class _Asker:
         patches = (vision.image_size // vision.patch_size) ** 2
         self.tokens_per_image = getattr(model.config, "tokens_per_image", patches)
         self.end = self.tokenizer.convert_tokens_to_ids(chat.TURN_END)
+        self.ends = [self.end]
         padding = self.tokenizer.pad_token_id
         self.pad = self.end if padding is None else padding
         self.pixels = {}  # encoded image -> (3, S, S) uint8
@@ -365,6 +368,17 @@ class _Asker:
         )[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._response(p, ids) for p, ids in zip(batch, generated, strict=True)]
 
+    def answered(self, prompt: dict, texts: tuple[str, ...]) -> list[tuple[dict, list[int]]]:
+        """Return per text the prompt with it as the answer, and the ids of the text."""
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return [(prompt | {"ids": prompt["ids"] + own}, own) for own in ids]
+
+    def log_probabilities(self, batch: list[dict], most: int):
+        """Return (B, most, V) float32: of what follows each of the last `most` tokens of a row."""
+        inputs = self.inputs(batch)
+        options = {"position_ids": _positions(inputs), "logits_to_keep": most}
+        return self.model(**inputs, **options).logits.float().log_softmax(-1)
+
     def _pixels(self, images: list[bytes]) -> list:
         """Return (3, S, S) uint8 per image; new ones are decoded side by side (Pillow lets it)."""
         import torch
@@ -391,11 +405,10 @@ class _ProcessorAsker(_Asker):
     def __init__(self, model, processor, *, with_image: bool):
         self.model, self.processor, self.with_image = model, processor, with_image
         self.tokenizer = processor.tokenizer
-        self.tokenizer.padding_side = "left"  # every row's answer begins at the same position
         ends = model.generation_config.eos_token_id
         ends = self.tokenizer.eos_token_id if ends is None else ends
         self.end = ends if isinstance(ends, int) else ends[0]
-        self.ends = {ends} if isinstance(ends, int) else set(ends)
+        self.ends = [ends] if isinstance(ends, int) else list(ends)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(self.end)
         self.pad = self.tokenizer.pad_token_id
@@ -406,19 +419,66 @@ class _ProcessorAsker(_Asker):
         content = [{"type": "image"}] * len(images) + [{"type": "text", "text": item.question}]
         turns = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        prompt = {"item": item, "images": images, "ids": ids, "limit": _limit(item)}
+        prompt = {"item": item, "images": images, "ids": self._ids(text), "limit": _limit(item)}
         # What a processor makes of a text is not known before, so nothing is shared.
-        return prompt | {"text": text, "start": 0}
+        return prompt | {"text": text, "turns": turns, "start": 0}
 
-    def inputs(self, batch: list[dict]) -> dict:
-        """What the processor makes of the batch, its float tensors in the model's precision."""
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=self._unbegun(text))["input_ids"]
+
+    def _unbegun(self, text: str) -> bool:
+        """Whether the template leaves the first token to the tokenizer (as transformers asks)."""
+        begin = self.tokenizer.bos_token
+        return begin is None or not text.startswith(begin)
+
+    def answered(self, prompt: dict, texts: tuple[str, ...]) -> list[tuple[dict, list[int]]]:
+        """See `_Asker.answered`; the texts stand where the template puts an answer.
+
+        LLaVA 1.5 asks with "ASSISTANT:" and answers " yes". Where the end of the prompt and the
+        beginning of a text become one token, the ids of all texts begin with that token.
+        """
+        whole = []
+        for text in texts:
+            turn = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+            said = self.processor.apply_chat_template([*prompt["turns"], turn])
+            space, found, _ = said.removeprefix(prompt["text"]).partition(text)
+            if not (said.startswith(prompt["text"]) and found) or space.strip():
+                raise ValueError(
+                    f"the chat template ends a prompt with {prompt['text'][-40:]!r}, but writes "
+                    f"the answer {text!r} as {said[-80:]!r}: it cannot be given options to compare"
+                )
+            whole.append(prompt["text"] + space + text)
+        ids = [self._ids(text) for text in whole]
+        same = min(_equal_ids(prompt["ids"], own) for own in ids)
+        return [
+            (prompt | {"text": text, "ids": own}, own[same:])
+            for text, own in zip(whole, ids, strict=True)
+        ]
+
+    def log_probabilities(self, batch: list[dict], most: int):
+        """See `_Asker.log_probabilities`; padded on the right, where it changes no position."""
+        import torch
+
+        inputs = self.inputs(batch, padding_side="right")
+        padding = (inputs["attention_mask"] == 0).sum(1).tolist()  # per row
+        logits = self.model(**inputs, logits_to_keep=most + max(padding)).logits
+        width = logits.shape[1]
+        kept = [row[width - n - most : width - n] for row, n in zip(logits, padding, strict=True)]
+        return torch.stack(kept).float().log_softmax(-1)
+
+    def inputs(self, batch: list[dict], padding_side: str = "left") -> dict:
+        """What the processor makes of the batch, its float tensors in the model's precision.
+
+        Padded on the left, every row's answer begins at the same position.
+        """
         from PIL import Image
 
         shown = [[Image.fromarray(decode(i)).convert("RGB") for i in p["images"]] for p in batch]
         images = [pictures for pictures in shown if pictures] or None
-        options = {"return_tensors": "pt", "padding": True, "add_special_tokens": False}
-        made = self.processor(images=images, text=[p["text"] for p in batch], **options)
+        texts = [p["text"] for p in batch]
+        options = {"return_tensors": "pt", "padding": True, "padding_side": padding_side}
+        options |= {"add_special_tokens": self._unbegun(texts[0])}
+        made = self.processor(images=images, text=texts, **options)
         made = made.to(self.model.device)
         return {
             name: value.to(self.model.dtype) if value.is_floating_point() else value
@@ -429,6 +489,11 @@ class _ProcessorAsker(_Asker):
         place = next((n for n, token in enumerate(ids) if token in self.ends), None)
         ids = ids if place is None else [*ids[:place], self.end]
         return super()._response(prompt, ids)
+
+
+def _equal_ids(first: list[int], second: list[int]) -> int:
+    """How many ids both begin with."""
+    return sum(takewhile(bool, map(eq, first, second)))
 
 
 def _positions(inputs: dict):
