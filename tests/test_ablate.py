@@ -1,13 +1,20 @@
 """Every course is trained as it is called, from every seed, and asked the same questions."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
+import pyarrow.parquet as pq
 import pytest
+import tiny_run
+from synthetic_records import png
 from test_benchmarks import phantoms
 
 from gmai_lib import ablate, config
-from gmai_lib.dataset import curate
-from gmai_lib.schema import SUBSETS
+from gmai_lib.dataset import build, curate, writers
+from gmai_lib.model import weights
+from gmai_lib.schema import SUBSETS, QuestionAnswer
+from gmai_lib.training import store
 
 
 @pytest.fixture
@@ -65,3 +72,88 @@ def test_every_course_and_seed_is_trained_asked_and_kept(finished, tmp_path):
     assert table["1"]["mean"] < table["1+2"]["mean"] < table["1+2+3"]["mean"]
     assert table["1+3"]["below_the_whole"] == 0 and table["1"]["below_the_whole"] == 2
     assert table["1"]["seeds"] == 2 and table["1"]["lowest"] == table["1"]["highest"]
+
+
+# ---- equal size ----------------------------------------------------------------------------
+
+BROUGHT = {"vqa": 12, "report": 7, "text": 5}  # training records of sources with own answers
+NUMBER = 12 + 7 + 2 * 5  # samples of them: a text has one for each of its two questions
+
+
+@pytest.fixture
+def with_own(tmp_path):
+    """A finished run: 40 annotated images, 12 with questions, 7 with a report, 5 texts."""
+    asked = (QuestionAnswer(question="Is it ill?", answer="yes"),) * 2
+    asked += (QuestionAnswer(question="What is it?", answer="a lung"),)
+    made = phantoms(40, split="train", start=1000) + phantoms(40)
+    for kind, number in BROUGHT.items():
+        split = {"train": phantoms(number, split="train", start=2000), "test": phantoms(4)}
+        for record in (record for same in split.values() for record in same):
+            own = {"source": f"phantom_{kind}", "id": f"2d#x#{record.split}#{kind}#{record.path}"}
+            own |= {"report": "A lung. It is ill."} if kind == "report" else {"qa": asked}
+            own |= {"labels": (), "absent": (), "boxes": ()} if kind == "vqa" else {}
+            made.append(replace(record, **own, **({"image": None} if kind == "text" else {})))
+    made = [r if r.image is None else replace(r, image=png(n)) for n, r in enumerate(made)]
+    folder = tmp_path / "run"
+    curate.write_records(made, folder / "02_curate" / "records")
+    pairs, writer = folder / "03_write_pairs" / "pairs", writers.TemplateWriter(0)
+    build.write_pairs(made, pairs, writer=writer, seed=0, chinese_fraction=0.6, shard_records=30)
+    return folder, made
+
+
+def test_as_many_samples_are_drawn_as_the_sources_brought(with_own, tmp_path):
+    folder, records = with_own
+    pairs = folder / "03_write_pairs" / "pairs"
+
+    def draw(share, seed, name):
+        out = ablate.equal_pairs(pairs, records, tmp_path / name, share=share, seed=seed)
+        rows = pq.read_table(out / "train-00000-of-00001.parquet").to_pylist()
+        said = [{turn["content"] for turn in r["conversations"][1::2]} for r in rows]
+        own = [bool(s & {"A lung. It is ill.", "a lung", "yes"}) for s in said]
+        return {row["id"] for row in rows}, sum(own), rows
+
+    ids, own, rows = draw(1.0, 0, "a")
+    assert len(ids) == len(rows) == own == NUMBER
+    assert {row["language"] for row in rows} == {"en"}, "translations are ours"
+    assert {row["subset"] for row in rows} == {"caption", "instruct", "text_single"}
+    mixed, own, rows = draw(0.5, 0, "b")
+    assert len(mixed) == len(rows) == NUMBER and len(mixed & ids) == round(NUMBER / 2)
+    assert {row["language"] for row in rows} == {"en", "zh"}
+    assert draw(0.5, 0, "c")[0] == mixed != draw(0.5, 1, "d")[0]
+    without = [replace(r, qa=(), report="") for r in records]
+    with pytest.raises(ValueError, match="brought 0 training samples themselves and"):
+        ablate.equal_pairs(pairs, without, tmp_path / "e", share=0.5, seed=0)
+
+
+def test_courses_of_equal_size_are_trained_on_their_pairs_and_asked_both(
+    with_own, tmp_path, monkeypatch, capsys
+):
+    folder, _ = with_own
+    initial, counts = folder / "05_model" / "initial", []
+    tiny_run.write_initial(initial, tiny_run.tiny_profile(), tiny_run.samples(9))
+    processor = weights.load_checkpoint(initial)[1]
+
+    def train(profile, names, *, out, seed, pairs, init, cache):
+        assert names == config.STAGES and profile == config.load("mini") and init == initial
+        made = store.prepare(pairs, cache, split="train", processor=processor)
+        counts.append(len(made.lengths))
+
+    def ask(checkpoint, items, out_jsonl):
+        good = checkpoint.parts[-3] == ablate.MIXED
+        return [
+            {"id": i.id, "response": i.answer if good or n % 2 else "x", "finished": True}
+            for n, i in enumerate(items)
+        ]
+
+    monkeypatch.setattr(ablate, "ablate", partial(ablate.ablate, train=train, ask=ask))
+    ablate.main([str(folder), str(tmp_path / "out"), "--equal-size", "--seeds", "2"])
+    assert counts == [NUMBER] * 4
+    rows = json.loads((tmp_path / "out" / "rows.json").read_text())
+    assert {row["benchmark"] for row in rows} == {"phantom", "phantom_vqa"}
+    for benchmark in ("phantom", "phantom_vqa"):
+        own, mixed = ablate.over_seeds(rows, benchmark=benchmark)
+        assert (own["course"], mixed["course"]) == ("own pairs", ablate.MIXED)
+        assert own["below_the_whole"] == own["seeds"] == 2 and mixed["mean"] == 1
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phantom")]
+    assert len(said) == 4 and "below own and built pairs in 2; English" in said[0]
+    assert said[2].startswith("phantom_vqa  own pairs") and said[2].endswith("pairs in 2")

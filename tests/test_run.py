@@ -1,5 +1,6 @@
 """Generation that resumes, and rows whose intervals and baselines are right."""
 
+import copy
 import io
 import json
 from dataclasses import replace
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from gmai_lib import config
 from gmai_lib.evaluation import results, run
@@ -167,6 +170,35 @@ def test_items_with_no_image_and_with_several_are_asked_in_one_batch(tiny, tmp_p
     assert batched == evaluate(*tiny, mixed, out_jsonl=tmp_path / "b.jsonl", batch_size=1)
 
 
+def test_questions_about_one_image_share_its_pass_and_answer_as_alone(tiny, tmp_path, monkeypatch):
+    """Of different lengths, about one image, two images and another one first."""
+    items, model = demo_items(kinds=("open",), unequal=False), tiny[0]
+    shown = (items[0].images, items[1].images, items[0].images + items[1].images)
+    items = [
+        replace(
+            items[0], id=f"{n}-{m}", images=images, question=f"What? {'Look. ' * m}Which organ?"
+        )
+        for n, images in enumerate(shown)
+        for m in range(4)
+    ]
+    passes, features = [], model.image_features
+    monkeypatch.setattr(
+        model, "image_features", lambda pixels: passes.append(len(pixels)) or features(pixels)
+    )
+    for mode, *seen in (("image", 4, 4, 16), ("blank", 3, 4, 16), ("none", 0, 0, 0)):
+        said = {}
+        for size, number in zip((12, 4, 1), seen, strict=True):
+            passes.clear()
+            path = tmp_path / f"{mode}-{size}"
+            said[size] = evaluate(*tiny, items, out_jsonl=path, batch_size=size, image_mode=mode)
+            assert sum(passes) == number
+        assert said[12] == said[4] == said[1]
+        assert len({row["response"] for row in said[1]}) >= (8 if mode == "image" else 2)
+    long = [replace(item, question="Look. " * 9999) for item in items[:2]]
+    with pytest.raises(ValueError, match="more than the context of 1024"):
+        evaluate(*tiny, long, out_jsonl=tmp_path / "long")
+
+
 def test_the_image_matters_only_where_it_is_shown(tiny, tmp_path):
     items = demo_items(kinds=("open",), unequal=False)
     changed = demo_items(images=PICTURES[::-1], kinds=("open",), unequal=False)
@@ -238,16 +270,88 @@ def test_likelihoods_are_those_of_the_options_alone_whatever_the_batch(tiny, tmp
         option_likelihoods(model, processor, demo_items(kinds=("open",)))
 
 
-def test_any_model_of_the_hub_answers_as_its_processor_asks(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def hub(tiny, tmp_path_factory):
+    """The same weights as transformers loads any model of the hub."""
+    folder = weights.export_llava(*tiny, tmp_path_factory.mktemp("hub") / "llava")
+    llava = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    return llava, AutoProcessor.from_pretrained(folder)
+
+
+# That of llava-hf/llava-1.5-7b-hf: no token begins it, a space stands before an answer.
+LLAVA_1_5 = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for part in m['content'] %}{{ '<image>\n' if part['type'] == 'image' else '' }}{% endfor %}"
+    "{% for part in m['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def like_llava_1_5(general, *, template=LLAVA_1_5):
+    """A copy of the processor with this template and a tokenizer that begins with a token."""
+    general = copy.deepcopy(general)
+    begin = processors.TemplateProcessing(
+        single="<ref> $A", special_tokens=[("<ref>", general.tokenizer.vocab["<ref>"])]
+    )
+    general.tokenizer.backend_tokenizer.post_processor = begin
+    general.tokenizer.bos_token, general.chat_template = "<ref>", template
+    return general
+
+
+def test_likelihoods_of_a_hub_model_are_ours_for_our_template(tiny, hub):
+    items = demo_items(kinds=("yes/no", "side"))
+    items += [replace(items[0], id="no image", images=())]
+    for mode in ("image", "none"):
+        ours = option_likelihoods(*tiny, items, batch_size=5, image_mode=mode)
+        theirs = option_likelihoods(*hub, items, batch_size=5, image_mode=mode)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-5)
+            assert (a["id"], a["prediction"]) == (b["id"], b["prediction"])
+
+
+def test_likelihoods_of_a_hub_model_follow_its_template_and_tokens(hub):
+    """Beside each option alone, unpadded, from the logits of every position."""
+    llava, general = hub[0], like_llava_1_5(hub[1])
+    items = demo_items(kinds=("yes/no", "side"))
+    side = items[1]
+    items += [replace(side, id="long", options=("left", "left, and of the nodule briefly"))]
+    rows = option_likelihoods(llava, general, items, batch_size=7)
+    end = llava.generation_config.eos_token_id
+    for item, row in zip(items, rows, strict=True):
+        image = [Image.open(io.BytesIO(i)).convert("RGB") for i in item.images]
+        text = f"USER: <image>\n{item.question} ASSISTANT:"
+        start = general(images=image, text=text, return_tensors="pt")["input_ids"].shape[1]
+        by_hand = []
+        for option in row["probabilities"]:
+            inputs = general(images=image, text=f"{text} {option}", return_tensors="pt")
+            ids = [*inputs["input_ids"][0].tolist(), end]
+            assert ids[0] == general.tokenizer.bos_token_id != ids[1]
+            with torch.no_grad():
+                log_p = llava(**inputs).logits[0].log_softmax(-1)
+            by_hand.append(sum(log_p[n - 1, ids[n]] for n in range(start, len(ids))))
+        expected = torch.stack(by_hand).softmax(0).tolist()
+        assert list(row["probabilities"].values()) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_likelihoods_where_prompt_and_option_become_one_token_or_have_no_place(hub):
+    llava, general = (
+        hub[0],
+        like_llava_1_5(hub[1], template=LLAVA_1_5.replace("'ASSISTANT:'", "'USER:'")),
+    )
+    with pytest.raises(
+        ValueError, match=r"ends a prompt with .*USER:', but writes the answer 'yes'"
+    ):
+        option_likelihoods(llava, general, demo_items(kinds=("yes/no",)))
+    general = like_llava_1_5(hub[1])
+    ask = run._ProcessorAsker(llava, general, with_image=False)
+    ask._ids = lambda text: {"yes": [1, 2, 7], "no": [1, 3, 4]}.get(text.split()[-1], [1, 2, 3])
+    prompt = ask.prepare(demo_items()[0], {})
+    assert [ids for _, ids in ask.answered(prompt, ("yes", "no"))] == [[2, 7], [3, 4]]
+
+
+def test_any_model_of_the_hub_answers_as_its_processor_asks(tiny, hub, tmp_path):
     """The exported checkpoint is a plain LLaVA: asked the general way it says the same."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from gmai_lib.model import weights
-
-    model, processor = tiny
-    weights.export_llava(model, processor, tmp_path / "llava")
-    llava = AutoModelForImageTextToText.from_pretrained(tmp_path / "llava")
-    general = AutoProcessor.from_pretrained(tmp_path / "llava")
+    (model, processor), (llava, general) = tiny, hub
     items = demo_items()
     for mode in ("image", "none"):
         ours = run.evaluate(
