@@ -8,9 +8,9 @@
     evaluate(model, processor, items, out_jsonl=path, rank=rank, world_size=8)  # on each rank
     responses = merge_parts(items, path, world_size=8)                          # once all are done
 
-Batches hold prompts of similar length and one token limit, and questions about one image side by
-side: what they share, up to the image, runs once. Every response is appended to a JSONL file, from
-which a killed run goes on. What the rows mean: `gmai_lib.evaluation.results`.
+Batches hold prompts of similar length, and questions about one image side by side: what they
+share, up to the image, runs once. Every response is appended to a JSONL file, from which a killed
+run goes on. What the rows mean: `gmai_lib.evaluation.results`.
 
 Paper: section 4 (VLMEvalKit, greedy decoding).
 Departs: the same questions without the image, or with another one, are a mode of the same call.
@@ -360,7 +360,7 @@ class _Asker:
         inputs = self.shared_inputs(batch)
         generated = self.model.generate(
             **inputs,
-            max_new_tokens=batch[0]["limit"],
+            max_new_tokens=max(p["limit"] for p in batch),
             do_sample=False,
             use_cache=True,
             eos_token_id=self.end,
@@ -393,6 +393,7 @@ class _Asker:
         return pixels
 
     def _response(self, prompt: dict, ids: list[int]) -> dict:
+        ids = ids[: prompt["limit"]]  # others of the batch may have had more
         finished = self.end in ids
         ids = ids[: ids.index(self.end)] if finished else ids
         said = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -525,19 +526,22 @@ def _limit(item: Item) -> int:
 
 
 def _batches(prompts: list[dict], batch_size: int):
-    """Yield batches of one token limit (short answers do not wait for long) and similar length.
+    """Yield batches of similar length, in which short answers do not wait for long ones.
 
     Questions about the same images stay together, sorted by the longest of them.
     """
 
-    def order(prompt):
-        return prompt["limit"], len(prompt["ids"]), prompt["item"].id
+    def wait(prompt):  # a bare answer is two or three tokens, whatever its limit
+        return max(prompt["limit"], _OTHER_KINDS_MAX_NEW_TOKENS)
 
-    about = defaultdict(list)  # (limit, images) -> prompts
+    def order(prompt):
+        return wait(prompt), len(prompt["ids"]), prompt["item"].id
+
+    about = defaultdict(list)  # (wait, images) -> prompts
     for prompt in sorted(prompts, key=order):
-        about[prompt["limit"], prompt["images"]].append(prompt)
+        about[wait(prompt), prompt["images"]].append(prompt)
     groups = sorted(about.values(), key=lambda group: order(group[-1]))
-    for _, same in groupby(chain.from_iterable(groups), key=lambda p: p["limit"]):
+    for _, same in groupby(chain.from_iterable(groups), key=wait):
         same = list(same)
         yield from (same[i : i + batch_size] for i in range(0, len(same), batch_size))
 
@@ -553,7 +557,7 @@ def _share(batches: list[list[dict]], rank: int, world_size: int) -> list[list[d
 
 
 def _cost(batch: list[dict]) -> int:
-    return len(batch) * batch[0]["limit"]  # tokens that it may have to generate
+    return len(batch) * max(p["limit"] for p in batch)  # tokens that it may have to generate
 
 
 def without_exchange(items) -> list[str]:
