@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from test_benchmarks import phantoms
 
-from gmai_lib.evaluation import recompute, run
+from gmai_lib.evaluation import askers, recompute, run
 from gmai_lib.evaluation.benchmarks import phantom_benchmark, source_benchmarks
 from gmai_lib.evaluation.results import summarise
 from gmai_lib.outputs import write_json
@@ -38,7 +38,7 @@ def folder(tmp_path, records):
         header = {"items_sha256": run.items_sha256(items), "num_items": len(items)}
         header |= {"image_mode": name.split("-")[1], "seed": None, "weights_digest": name}
         said[name] = [
-            run.response_row(i, i.answer if n % 10 < right else "cannot say", finished=True)
+            askers.response_row(i, i.answer if n % 10 < right else "cannot say", finished=True)
             for n, i in enumerate(items)
         ]
         path = tmp_path / "responses" / f"{name}.jsonl"

@@ -14,7 +14,7 @@ from tokenizers import processors
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from gmai_lib import config
-from gmai_lib.evaluation import results, run
+from gmai_lib.evaluation import askers, results, run
 from gmai_lib.evaluation.items import Item
 from gmai_lib.evaluation.results import (
     clustered_interval,
@@ -220,7 +220,7 @@ def test_blank_shows_every_item_the_same_image(tiny, tmp_path, monkeypatch):
     blank = evaluate(*tiny, items, out_jsonl=tmp_path / "blank.jsonl", image_mode="blank")
     assert len({row["response"] for row in own}) > 1
     assert len({row["response"] for row in blank}) == 1, "one question, one image"
-    monkeypatch.setattr(run, "MOST_PIXELS", 1)  # forgets every image but the last
+    monkeypatch.setattr(askers, "MOST_PIXELS", 1)  # forgets every image but the last
     few = evaluate(*tiny, items, out_jsonl=tmp_path / "few.jsonl", batch_size=1)
     assert few == own
 
@@ -344,7 +344,7 @@ def test_likelihoods_where_prompt_and_option_become_one_token_or_have_no_place(h
     ):
         option_likelihoods(llava, general, demo_items(kinds=("yes/no",)))
     general = like_llava_1_5(hub[1])
-    ask = run._ProcessorAsker(llava, general, with_image=False)
+    ask = askers.HubModelAsker(llava, general, with_image=False)
     ask._ids = lambda text: {"yes": [1, 2, 7], "no": [1, 3, 4]}.get(text.split()[-1], [1, 2, 3])
     prompt = ask.prepare(demo_items()[0], {})
     assert [ids for _, ids in ask.answered(prompt, ("yes", "no"))] == [[2, 7], [3, 4]]

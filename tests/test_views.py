@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from gmai_lib import config, lens
 from gmai_lib.dataset.images import to_png
-from gmai_lib.evaluation import run
+from gmai_lib.evaluation import askers, run
 from gmai_lib.evaluation.items import Item
 from gmai_lib.model import chat, gmai_vl, views, weights
 from gmai_lib.training.loader import PairLoader, prepare, to_device
@@ -256,7 +256,7 @@ def test_an_evaluated_model_gets_the_views_that_the_chat_shows(tokenizer, tmp_pa
     for name, used in (("views", processor), ("plain", plain)):
         (row,) = run.evaluate(model, used, [asked], out_jsonl=tmp_path / f"{name}.jsonl")
         said[name] = row["response"]
-        limit = run.MAX_NEW_TOKENS["yes/no"]
+        limit = askers.MAX_NEW_TOKENS["yes/no"]
         expected = lens.reply(model, used, images, asked.question, limit)
         assert row["response"] == expected.strip()
     assert said["views"] != said["plain"]

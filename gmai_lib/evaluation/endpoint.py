@@ -10,7 +10,7 @@ holds every reply, so a killed run goes on and pays for no answer twice.
 
 import base64
 
-from gmai_lib.evaluation import run
+from gmai_lib.evaluation import askers, run
 from gmai_lib.evaluation.items import Item
 from gmai_lib.llm import Asker, Bill, Request
 
@@ -46,7 +46,7 @@ def ask(
             f"{len(silent)} of {len(items)} items got no reply from {asker.endpoint.base_url} "
             f"(first: {silent[0]}); run again, what came is in {asker.journal.path}"
         )
-    return [run.response_row(i, replies[i.id]["reply"], finished=True) for i in items]
+    return [askers.response_row(i, replies[i.id]["reply"], finished=True) for i in items]
 
 
 def estimate(items: list[Item], asker: Asker, *, image_mode: str = "image", seed: int = 0) -> Bill:
@@ -66,7 +66,7 @@ def requests(items: list[Item], *, image_mode: str = "image", seed: int = 0) -> 
 
 
 def _message(item: Item, image_mode: str, replaced: dict) -> dict:
-    shown = run.shown_images(item, replaced) if image_mode != "none" else ()
+    shown = askers.shown_images(item, replaced) if image_mode != "none" else ()
     urls = map(_data_url, shown)
     content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"role": "user", "content": [*content, {"type": "text", "text": item.question}]}
