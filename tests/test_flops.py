@@ -89,6 +89,14 @@ def test_model_costs_what_its_profile_costs(tokenizer):
         assert flops.model_flops(shapes, stage, 900, 7) == flops.model_flops(MINI, stage, 900, 7)
 
 
+def test_attention_within_samples_costs_what_packs_of_their_length_cost():
+    for stage in MINI.stages:
+        tokens = 900 + 7 * MINI.vision.tokens_per_image
+        within = flops.model_flops(MINI, stage, 900, 7, attended=tokens * 50)
+        assert within == flops.model_flops(MINI, replace(stage, max_length=50), 900, 7)
+        assert within != flops.model_flops(MINI, stage, 900, 7)
+
+
 def test_frozen_parts_cost_less_backwards():
     shallow, deep, tuned = (
         flops.model_flops(MINI, stage, text_tokens=1000, images=10) for stage in MINI.stages

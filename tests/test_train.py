@@ -27,7 +27,7 @@ from tiny_run import (
 from gmai_lib.config import ABLATIONS, PARTS, STAGES, paper_mixture
 from gmai_lib.model import lora, weights
 from gmai_lib.outputs import read_json
-from gmai_lib.training import engines, launch, loader, metrics, packing, train
+from gmai_lib.training import engines, flops, launch, loader, metrics, packing, train
 
 PROFILE = tiny_profile()
 ALONE = SimpleNamespace(
@@ -670,6 +670,14 @@ def test_every_step_says_how_fast_it_was(inputs, tmp_path):
         assert row["update_share"] > 0 and row["data_wait_share"] / 2 < row["overhead_share"]
         assert row["update_share"] + row["overhead_share"] < 1, "the rest are the passes"
         assert (row["seconds_left"] > 0) == (row["step"] < 5)
+    _, processor = weights.load_checkpoint(inputs / "initial")
+    store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
+    step = next(loader.PairLoader(store, stage, seed=0))
+    text = step.tokens - step.images * PROFILE.vision.tokens_per_image
+    counted = {"label_tokens": step.label_tokens, "attended": step.attended}
+    needed = flops.model_flops(PROFILE, stage, text, step.images, **counted)
+    needed = sum(sum(part.values()) for part in needed.values())
+    assert rows[0]["tflops_per_s"] * rows[0]["seconds"] == pytest.approx(needed / 1e12)
         before, after = row["rank_spread"]
         assert 0 <= after <= 1 and 0 <= before <= 1
     curves = _curves(tmp_path)
