@@ -670,6 +670,8 @@ def test_every_step_says_how_fast_it_was(inputs, tmp_path):
         assert row["update_share"] > 0 and row["data_wait_share"] / 2 < row["overhead_share"]
         assert row["update_share"] + row["overhead_share"] < 1, "the rest are the passes"
         assert (row["seconds_left"] > 0) == (row["step"] < 5)
+        before, after = row["rank_spread"]
+        assert 0 <= after <= 1 and 0 <= before <= 1
     _, processor = weights.load_checkpoint(inputs / "initial")
     store = loader.prepare(inputs / "pairs", inputs / "cache", split="train", processor=processor)
     step = next(loader.PairLoader(store, stage, seed=0))
@@ -678,8 +680,6 @@ def test_every_step_says_how_fast_it_was(inputs, tmp_path):
     needed = flops.model_flops(PROFILE, stage, text, step.images, **counted)
     needed = sum(sum(part.values()) for part in needed.values())
     assert rows[0]["tflops_per_s"] * rows[0]["seconds"] == pytest.approx(needed / 1e12)
-        before, after = row["rank_spread"]
-        assert 0 <= after <= 1 and 0 <= before <= 1
     curves = _curves(tmp_path)
     assert {"learning_rates/language_model", "grad_norm_by_part/vision_tower"} < set(curves)
     for name in ("loss", "mfu", "tokens_per_s"):
