@@ -96,6 +96,8 @@ PLACES = (
     "lower right",
 )
 SIZES = ("small", "medium", "large")
+SEXES = ("female", "male")
+AGE_GROUPS = ("0-17", "18-39", "40-64", "65+")  # years; an exact age can name an old person
 # A box centre this near to the middle (fraction of the width) is neither left nor right.
 MIDLINE = (0.42, 0.58)
 NO_FINDING = "no finding"
@@ -157,6 +159,8 @@ class Record:
     license: str  # SPDX identifier or "unstated"
     access: str
     patient: str = ""  # salted hash that groups items of one person; "" where unknown
+    sex: str = ""  # of the person, as the source says; "" where unknown
+    age_group: str = ""  # of the person; "" where unknown
     volume: str = ""  # groups slices of one volume or frames of one video
     split: str = ""  # the source's own split, "" where it has none
     image: bytes | None = None
@@ -182,6 +186,8 @@ class Record:
             ("access", ACCESS),
             ("language", LANGUAGES),
             ("split", ("", *SPLITS)),
+            ("sex", ("", *SEXES)),
+            ("age_group", ("", *AGE_GROUPS)),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -1,5 +1,6 @@
 """Benchmarks: balanced, leak-free, repeatable, and every item answered right by its own answer."""
 
+import hashlib
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -344,3 +345,15 @@ def test_real_sources_become_benchmarks():
     assert len(made["dsb2018_nuclei"]) == 44
     for item in (item for items in made.values() for item in items):
         assert score(item, item.answer)["correct"] == 1.0, item
+
+
+def test_questions_about_a_person_count_by_sex_and_age_group():
+    known = [
+        replace(record, sex=("female", "male", "")[n % 3], age_group="65+" if n % 2 else "")
+        for n, record in enumerate(phantoms())
+    ]
+    by_image = {record.digest: record for record in known}
+    for item in phantom_benchmark(known, seed=0, num_images=60):
+        record = by_image[hashlib.sha256(item.images[0]).hexdigest()]
+        expected = [f"sex={record.sex}"] * bool(record.sex)
+        assert list(item.subsets) == expected + ["age=65+"] * bool(record.age_group)

@@ -688,3 +688,20 @@ def test_a_blank_between_separators_is_no_finding(tmp_path):
     plant(tmp_path / folder, files, {"Data_Entry_2017_v2020.csv": text})
     _, (first, _), _ = read(tmp_path / folder)
     assert first.labels == ("cardiomegaly", "emphysema")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ham10000", {("male", "65+"), ("", "")}),
+        ("isic2020", {("female", "40-64")}),
+        ("pad_ufes_20", {("", "0-17"), ("female", "40-64")}),
+        ("nih_chestxray14", {("male", "40-64"), ("male", "65+")}),
+    ],
+)
+def test_sex_and_age_group_of_the_person_come_with_the_image(tmp_path, name, expected):
+    folder, files, tables = TREES[name]
+    plant(tmp_path / folder, files, tables)
+    _, records, ledger = read(tmp_path / folder)
+    assert {(record.sex, record.age_group) for record in records} == expected
+    assert not [row for row in ledger.rows() if "not understood" in row["outcome"]]

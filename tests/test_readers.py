@@ -533,7 +533,13 @@ def _dicom(path: Path, **changes) -> Path:
 
 
 def test_dicom_files_follow_polarity_window_and_burned_in_text(tmp_path):
-    _dicom(tmp_path / "plain", PatientID="secret-7", BodyPartExamined="CSPINE")
+    _dicom(
+        tmp_path / "plain",
+        PatientID="secret-7",
+        BodyPartExamined="CSPINE",
+        PatientSex="F",
+        PatientAge="091Y",
+    )
     _dicom(tmp_path / "window", WindowCenter=[1000, 5], WindowWidth=[100, 5])
     _dicom(tmp_path / "inverted", PhotometricInterpretation="MONOCHROME1")
     _dicom(tmp_path / "painted", BurnedInAnnotation="YES")
@@ -552,6 +558,8 @@ def test_dicom_files_follow_polarity_window_and_burned_in_text(tmp_path):
     assert np.array_equal(images.decode(read["inverted"].image), 255 - plain)
     assert np.array_equal(images.decode(read["badwindow"].image), plain)
     assert read["plain"].organ == "cervical spine"
+    assert (read["plain"].sex, read["plain"].age_group) == ("female", "65+")
+    assert (read["window"].sex, read["window"].age_group) == ("", "0-17")  # it says O and 000Y
     assert "secret" not in json.dumps(read["plain"].to_row() | {"image": ""})
     reasons = tiny.reasons(ledger, "pydicom_samples", "item")
     assert reasons.pop("text may be burned into the pixels") == 2
@@ -1025,3 +1033,34 @@ def test_an_image_keeps_its_split_unless_another_is_stated(splits, merged):
     entries = [readers.Entry(path="a.png", split=split) for split in splits]
     (entry,) = readers._merged(entries)
     assert entry.split == merged
+
+
+@pytest.mark.parametrize(
+    ("sex", "age", "expected"),
+    [
+        ("F", "054Y", ("female", "40-64")),
+        ("male", "17.9", ("male", "0-17")),
+        ("M", "18", ("male", "18-39")),
+        ("Female", "40.0", ("female", "40-64")),
+        ("f", "65 y", ("female", "65+")),
+        ("", "008M", ("", "0-17")),
+        ("O", "000D", ("", "0-17")),
+        ("unknown", "nan", ("", "")),
+    ],
+)
+def test_sex_and_age_as_sources_write_them(sex, age, expected):
+    ledger = Ledger()
+    found = records.person(recipes.RECIPES[0], "x.png", sex, age, ledger)
+    assert (found["sex"], found["age_group"]) == expected and not ledger.dropped
+
+
+@pytest.mark.parametrize(
+    ("sex", "age", "reason"),
+    [("mal", "", "sex not understood"), ("", "414Y", "age group not understood")]
+    + [("", "-3", "age group not understood"), ("", "40s", "age group not understood")],
+)
+def test_sex_and_age_that_are_not_understood_are_counted(sex, age, reason):
+    ledger = Ledger()
+    found = records.person(recipes.RECIPES[0], "x.png", sex, age, ledger)
+    assert found == {"sex": "", "age_group": ""}
+    assert [row["outcome"] for row in ledger.rows()] == [reason]

@@ -7,7 +7,7 @@ Options that several formats share:
     images      glob of all image files; one that no annotation names is a counted drop
     masks       glob of all mask files, likewise
     mask_from   smallest value of a pixel that belongs to the structure, where it is not half of 255
-    table, key  CSV with more about each image (patient, organ, finding, severity), and the
+    table, key  CSV with more about each image (patient, sex, age, organ, ...), and the
                 column that names the image: its path, file name or stem
     columns     where headers differ: our field -> header (lower case, blanks stripped), or several
                 whose cells are joined by blanks
@@ -468,7 +468,8 @@ def split_name(recipe: Recipe, said: str) -> str:
 
 def _say(recipe: Recipe, entry: Entry, row: dict[str, str]):
     """Copy what a table row or index entry says about the image, where it says it."""
-    for name in ("patient", "organ", "severity", "report", "license", "modality"):
+    names = ("patient", "sex", "age", "organ", "severity", "report", "license", "modality")
+    for name in names:
         value = _cell(recipe, row, name)
         if value:
             setattr(entry, name, value.lower() if name == "organ" else value)

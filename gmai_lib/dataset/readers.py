@@ -46,6 +46,7 @@ from gmai_lib.dataset.records import (
     is_inside,
     new_record,
     others,
+    person,
 )
 from gmai_lib.pool import counted
 from gmai_lib.schema import IMAGE_MODALITIES, NO_FINDING, Box, Ledger, Record
@@ -275,6 +276,7 @@ def _image_record(
         complete=bool(recipe.options.get("complete") and not unusable),
         organ=entry.organ,
         patient=entry.patient,
+        **person(recipe, entry.path, entry.sex, entry.age, ledger),
         volume=_volume_of(recipe, entry.path),
         split=entry.split,
         severity=entry.severity,

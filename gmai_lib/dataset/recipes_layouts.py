@@ -384,7 +384,7 @@ TABLES = (
         "unstated",  # photographs by smartphones are none of the paper's modalities
         "dermatology",
         "skin",
-        {"finding": "diagnostic", "patient": "patient_id"},
+        {"finding": "diagnostic", "patient": "patient_id", "sex": "gender"},
         images="images/imgs_part_*/*.png",
         names={
             "ACK": "actinic keratosis",
@@ -406,7 +406,7 @@ TABLES = (
         "dermoscopy",
         "dermatology",
         "skin",
-        {"finding": "benign_malignant", "patient": "patient_id"},
+        {"finding": "benign_malignant", "patient": "patient_id", "age": "age_approx"},
         images="train/*.jpg",
         names={"benign": "benign skin lesion", "malignant": "melanoma"},
         exhaustive=True,
@@ -423,7 +423,12 @@ TABLES = (
         "X-ray",
         "pulmonary medicine",
         "lung",
-        {"finding": "finding labels", "patient": "patient id"},
+        {
+            "finding": "finding labels",
+            "patient": "patient id",
+            "age": "patient age",
+            "sex": ("patient gender", "patient sex"),  # the 2020 table names it otherwise
+        },
         images="**/*.png",
         separator="|",
         names={

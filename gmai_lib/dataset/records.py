@@ -6,6 +6,7 @@ An `Entry` is what annotation files say about one image; a `Record` is the image
 import hashlib
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,12 @@ import numpy as np
 from scipy import ndimage
 
 from gmai_lib.dataset.recipes import Recipe
-from gmai_lib.schema import NO_FINDING, Box, Ledger, QuestionAnswer, Record
+from gmai_lib.schema import AGE_GROUPS, NO_FINDING, SEXES, Box, Ledger, QuestionAnswer, Record
 
 STEP = "read"  # of every ledger row that a reader writes
+UNKNOWN = ("", "u", "o", "unknown", "n/a", "na", "nan", "none", "?", "-")  # sex or age
+OLDEST = 120  # years
+_IN_A_YEAR = {"": 1, "y": 1, "m": 12, "w": 52, "d": 365}
 # Second part of a record's id, by reader.
 _KINDS = {
     "class_folders": "cls",
@@ -49,6 +53,8 @@ class Entry:
     masks: list[tuple[str, str]] = field(default_factory=list)  # label, path
     qa: list[QuestionAnswer] = field(default_factory=list)
     patient: str = ""  # as the source writes it; the record gets a salted hash
+    sex: str = ""  # as the source writes it, like age (`person`)
+    age: str = ""
     organ: str = ""
     split: str = ""
     severity: str = ""
@@ -96,6 +102,28 @@ def pseudonym(source: str, patient: str) -> str:
         return ""
     salt = os.environ.get("GMAI_SALT", "gmai-vl-workbook")
     return hashlib.blake2b(f"{salt}\0{source}\0{patient}".encode(), digest_size=8).hexdigest()
+
+
+def person(recipe: Recipe, path: str, sex: str, age: str, ledger: Ledger) -> dict[str, str]:
+    """Return "sex" and "age_group" of a record from what a table or a DICOM header writes.
+
+    "F", "male", "54", "54.0", "054Y", "008M" (months), ...; "" where the source does not know. What
+    is not understood is a counted drop.
+    """
+    sex, age = sex.strip().lower(), age.strip().lower()
+    found = {"sex": "", "age_group": ""}
+    if sex not in UNKNOWN:
+        found["sex"] = next((name for name in SEXES if sex in (name, name[0])), "")
+    number = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?([ymwd]?)", age)
+    years = float(number[1]) / _IN_A_YEAR[number[2]] if number else OLDEST + 1
+    if years <= OLDEST:
+        youngest = [int(re.match(r"\d+", group)[0]) for group in AGE_GROUPS]
+        found["age_group"] = AGE_GROUPS[bisect_right(youngest, years) - 1]
+    for name, said in (("sex", sex), ("age_group", age)):
+        if said not in UNKNOWN and not found[name]:
+            reason = f"{name.replace('_', ' ')} not understood"
+            drop_annotation(recipe, reason, f"{path} {said}", ledger)
+    return found
 
 
 def label_name(recipe: Recipe, raw: str) -> str:

@@ -48,6 +48,7 @@ from gmai_lib.dataset.records import (
     label_name,
     new_record,
     others,
+    person,
 )
 from gmai_lib.dataset.segmentations import add_dicom_mask, is_dicom_mask, referenced_series
 from gmai_lib.dataset.stacks import (
@@ -329,6 +330,7 @@ def dicom_files(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
                 voi = voi_window(header) or (fallback if modality == "CT" else None)
                 pixels = _grey([pixels], [voi], [is_inverted(header)])[0]
             ledger.keep(recipe.name, STEP)
+            said = (text_of(header, "PatientSex"), text_of(header, "PatientAge"))
             yield _record(
                 recipe,
                 name,
@@ -337,6 +339,7 @@ def dicom_files(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
                 modality=modality,
                 organ=body_part(header),
                 patient=text_of(header, "PatientID"),
+                **person(recipe, name, *said, ledger),
                 volume=shown if frames > 1 else "",
             )
 

@@ -29,6 +29,7 @@ from gmai_lib.evaluation.items import (
     evenly,
     group_of,
     held_out,
+    person_of,
 )
 from gmai_lib.schema import Record
 
@@ -182,7 +183,7 @@ def _qa_items(record: Record) -> list[Item]:
                 group=group_of(record),
                 modality=record.modality,
                 source=record.source,
-                subsets=tuple(subsets),
+                subsets=(*subsets, *person_of(record)),
             )
         )
     return items

@@ -103,7 +103,7 @@ def build(
                 if draft.choices:  # one image may be asked for its finding, organ and modality
                     asked = f"#{draft.kind}: {draft.choices[0]}#"
                     item = replace(item, id=item.id.replace(f"#{draft.kind}#", asked, 1))
-                items.append(replace(item, subsets=named))
+                items.append(replace(item, subsets=(*named, *item.subsets)))
     return Made(_balanced(items, rng), +dropped)
 
 

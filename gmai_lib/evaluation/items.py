@@ -78,6 +78,12 @@ def group_of(record: Record) -> str:
     return f"{record.source}#{record.volume}" if record.volume else record.id
 
 
+def person_of(record: Record) -> tuple[str, ...]:
+    """The further rows an item counts in for the person shown: "sex=female", "age=65+"."""
+    said = (("sex", record.sex), ("age", record.age_group))
+    return tuple(f"{name}={value}" for name, value in said if value)
+
+
 class Vocabulary:
     """The closed sets that answers are read from: every value that the records use."""
 
@@ -156,6 +162,7 @@ class Draft:
             group=group_of(record),
             modality=record.modality,
             source=record.source,
+            subsets=person_of(record),
         )
 
 

@@ -35,7 +35,7 @@ from gmai_lib.dataset.facts import extract
 from gmai_lib.dataset.images import decode, to_png
 from gmai_lib.dataset.lexicon import NEGATIVE_LABELS, is_structure, translate
 from gmai_lib.evaluation.extraction import extract_label, extract_number, extract_yes_no
-from gmai_lib.evaluation.items import Item, Vocabulary, evenly, group_of, held_out
+from gmai_lib.evaluation.items import Item, Vocabulary, evenly, group_of, held_out, person_of
 from gmai_lib.evaluation.results import clustered_interval
 from gmai_lib.evaluation.wording import is_refusal, strip_tags
 from gmai_lib.schema import Record
@@ -160,6 +160,7 @@ def _item(name, record, asked, kind, said, vocabulary, language, image=None) -> 
         group=group_of(record),
         modality=record.modality,
         source=record.source,
+        subsets=person_of(record),
     )
 
 
