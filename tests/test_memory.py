@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from gmai_lib import config
 from gmai_lib.config import STAGES
 from gmai_lib.model import chat, gmai_vl, lora, standins, weights
-from gmai_lib.training import flops, memory, train
+from gmai_lib.training import engines, flops, memory
 from gmai_lib.training.packing import block_mask
 
 MINI = config.mini()
@@ -33,7 +33,7 @@ def stage_of(name, **changes):
 
 def mini_model(tokenizer, stage, profile=MINI):
     """An untrained model as the stage trains it, with the kernel that is on GPUs, too."""
-    dtype = train.DTYPES[stage.precision]
+    dtype = engines.DTYPES[stage.precision]
     model = gmai_vl.from_profile(profile, tokenizer).to(dtype).train()
     model.set_trainable(stage.trainable)
     model.set_attn_implementation("sdpa")
@@ -96,7 +96,7 @@ def test_a_stage_needs_what_the_formula_says(tokenizer, name, checkpointing):
     stage = stage_of(name, gradient_checkpointing=checkpointing)
     model = mini_model(tokenizer, stage)
     if checkpointing:
-        train.checkpoint_activations(model)
+        engines.checkpoint_activations(model)
     computed = flops.memory_of(MINI, stage, images=IMAGES, label_tokens=LABELS)
     assert_agree(computed, measured_step(model, WithCopies, batch_of(model, stage)))
 
