@@ -21,7 +21,7 @@ Paper: tables 7 and 8, one run each; its rows with and without its own pairs dif
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -128,11 +128,8 @@ def ablate(
     if equal_size:
         items += chain.from_iterable(benchmarks.source_benchmarks(records).values())
     prior = benchmarks.phantom_benchmark(records, split="train", **sizes)
-    files = {
-        "pairs": outputs / "03_write_pairs" / "pairs",
-        "cache": outputs / "06_loader" / "cache",
-    }
-    files["init"] = outputs / "05_model" / "initial"
+    files = {"pairs": outputs / "03_write_pairs" / "pairs"}
+    files |= {"init": outputs / "05_model" / "initial", "cache": outputs / "06_loader" / "cache"}
     planned, rows = courses(profile, subsets=subsets, equal_size=equal_size), []
     for seed in seeds:
         for course, (changed, names) in planned.items():
@@ -165,14 +162,13 @@ def over_seeds(
 ) -> list[dict]:
     """Return per course mean, lowest and highest score, and in how many seeds the whole beat it.
 
-    `language`: of the questions, "all", "en" or "zh". The whole is the course with the most data:
-    WHOLE, or MIXED among courses of equal size.
+    `language`: of the questions, "all", "en" or "zh".
     """
     scores = defaultdict(dict)
     for row in rows:
         if (row["language"], row["benchmark"]) == (language, benchmark):
             scores[row["course"]][row["training_seed"]] = row["score"]
-    whole = scores.get(WHOLE) or scores.get(MIXED)
+    whole = scores.get(_whole(scores))
     return [
         {
             "course": course,
@@ -184,6 +180,11 @@ def over_seeds(
         }
         for course, own in scores.items()
     ]
+
+
+def _whole(names: Iterable[str]) -> str:
+    """The course that the others are compared with: WHOLE, or MIXED among those of equal size."""
+    return WHOLE if WHOLE in names else MIXED
 
 
 def main(arguments: list[str] | None = None):
@@ -204,15 +205,16 @@ def main(arguments: list[str] | None = None):
     options |= {"equal_size": parsed.equal_size}
     rows = ablate(parsed.outputs, parsed.out, profile=config.load("mini"), **options)
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
-        _print(rows, benchmark, MIXED if parsed.equal_size else WHOLE)
+        _print(rows, benchmark)
 
 
-def _print(rows: list[dict], benchmark: str, whole: str):
+def _print(rows: list[dict], benchmark: str):
     names = {"en": "English", "zh": "Chinese"}
     means = {
         key: {row["course"]: row["mean"] for row in over_seeds(rows, key, benchmark=benchmark)}
         for key in names
     }
+    whole = _whole({row["course"] for row in rows})
     for row in over_seeds(rows, benchmark=benchmark):
         course = row["course"]
         asked = [f"; {n} {100 * means[k][course]:.1f}" for k, n in names.items() if means[k]]

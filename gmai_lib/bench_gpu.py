@@ -29,8 +29,9 @@ from gmai_lib.model import chat, gmai_vl, kernels, standins, weights
 from gmai_lib.training import engines, flops, loader, metrics, packing, train
 from gmai_lib.training.store import Store
 
-# Profile, micro batch in packs, and the optimizer: moments of 7 B weights fit in 8 bits only.
-MODELS = {"0.5b": ("single_gpu", 2, "adamw"), "7b": ("paper", 2, "adamw_8bit")}
+# Profile and optimizer: moments of 7 B weights fit in 8 bits only.
+MODELS = {"0.5b": ("single_gpu", "adamw"), "7b": ("paper", "adamw_8bit")}
+MICRO_BATCH = 2  # packs
 MAX_LENGTH = 4096  # tokens of a pack
 PACKS = 8  # of an optimizer step: 32,768 tokens, as many as each GPU of the paper has in one
 STAGE_PACKS = 64  # of the workbook's stages: 262,144 tokens, a quarter of the paper's global batch
@@ -88,9 +89,9 @@ def gpu(
         raise ValueError(f"unknown model {model!r}; known: {list(MODELS)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device here; `bench train` compares with Trainer on a CPU")
-    name, micro, optimizer = MODELS[model]
+    name, optimizer = MODELS[model]
     profile = profile or config.load(name)
-    common = {"micro_batch_size": micro, "global_batch_size": PACKS, "zero_stage": 1}
+    common = {"micro_batch_size": MICRO_BATCH, "global_batch_size": PACKS, "zero_stage": 1}
     common |= {"optimizer": optimizer, "gradient_checkpointing": False, "augment": False}
     common |= {"mixture": None, "subsets": ("caption",), "max_steps": WARM_UP + steps}
     common["precision"] = kernels.precision("fastest", device)
@@ -169,7 +170,7 @@ class _Bench:
             text,
             images,
             label_tokens=int(self.store.label_tokens.sum()),
-            attended=int((lengths.astype(np.int64) ** 2).sum()),
+            attended=int((lengths**2).sum()),
         )
         return sum(sum(part.values()) for part in counted.values()) / lengths.sum()
 
@@ -210,11 +211,7 @@ class _Bench:
                 counted["tokens"] += batch.tokens
                 counted["samples"] += batch.samples
         synchronize()
-        return self.row(counted, time.perf_counter() - start)
-
-    def row(self, counted: dict, seconds: float) -> dict:
-        """Numbers a second."""
-        return {f"{name}_per_s": number / seconds for name, number in counted.items()}
+        return _per_second(counted, time.perf_counter() - start)
 
     def optimizer(self, model, stage: Stage):
         """AdamW on what learns: torch's fused one, or bitsandbytes' of 8-bit moments."""
@@ -257,7 +254,7 @@ class _Bench:
         counted = {name: sum(row[name] for row in rows) for name in ("tokens", "samples")}
         waited = sum(row["data_wait_share"] * row["seconds"] for row in rows) / seconds
         beside = {"data_wait_share": waited, "loss": rows[-1]["loss"]}
-        return self.row(counted, seconds) | beside
+        return _per_second(counted, seconds) | beside
 
     def logged_steps(self, engine, stage: Stage, dist) -> list[dict]:
         """Train as train.py does; return the lines of metrics.jsonl of the steps that count."""
@@ -293,6 +290,10 @@ class _Bench:
             warm_up=WARM_UP,
         )
         return {name: row[name] for name in ("tokens_per_s", "samples_per_s", "padding")}
+
+
+def _per_second(counted: dict, seconds: float) -> dict:
+    return {f"{name}_per_s": number / seconds for name, number in counted.items()}
 
 
 def random_store(profile: config.Profile, tokenizer, count: int, seed: int) -> Store:

@@ -13,8 +13,6 @@ Every response is appended to a JSONL file, from which a killed run goes on. How
 
 Paper: section 4 (VLMEvalKit, greedy decoding).
 Departs: the same questions without the image, or with another one, are a mode of the same call.
-
-Shape letters: B batch, T prompt tokens, N images, S image size in pixels.
 """
 
 import hashlib

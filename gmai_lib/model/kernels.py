@@ -112,9 +112,9 @@ def varlen_attention(
 ):
     """Attend within samples laid end to end; called by transformers.
 
-    query (B, N, T, H); key and value (B, K, T, H), N a multiple of K; cu_seq_lens_q (samples + 1,)
-    int32, where each sample starts in the B * T tokens, and where the last one ends; max_length_q
-    at least the longest one's tokens. Returns (B, T, N, H) and None for the weights.
+    query (B, N, T, H); key and value (B, K, T, H), N a multiple of K; cu_seq_lens_q int32, where
+    each sample starts in the B * T tokens, and their end (packing.sample_starts); max_length_q at
+    least the longest one's tokens. Returns (B, T, N, H) and None for the weights.
 
     Raises ValueError without the starts, with a mask, or with dropout.
     """

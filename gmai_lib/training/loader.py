@@ -260,7 +260,7 @@ class PairLoader:
             # Known to every rank without asking the others: the loss is a mean over these.
             label_tokens=int(self._label_tokens[members].sum()),
             label_weight=float(self._label_weight[members].sum()),
-            attended=int((lengths[members].astype(np.int64) ** 2).sum()),
+            attended=int((lengths[members] ** 2).sum()),
             capacity=stage.global_batch_size * stage.max_length,
             rank_spread=tuple(spread(costs, self._by_rank(way)) for way in (in_order, hands)),
             after=(epoch, start),

@@ -121,10 +121,12 @@ def train(run: dict, dist, device: torch.device):
 def _store(run: dict, split: str, processor, dist) -> loader.Store:
     """Open the store of a split; rank 0 builds it where it is missing, the others then find it."""
     files = {"cache": Path(run["cache"]), "split": split, "processor": processor}
+    if dist.get_rank():
+        dist.barrier()
+    store = loader.prepare(run["pairs"], **files)
     if dist.get_rank() == 0:
-        loader.prepare(run["pairs"], **files)
-    dist.barrier()
-    return loader.prepare(run["pairs"], **files)
+        dist.barrier()
+    return store
 
 
 def _log(out, first, max_steps, stage, model, device, world_size):
@@ -359,6 +361,7 @@ def _write_best(engine, stage: Stage, run: dict, dist) -> dict:
     """
     folder, found = Path(run["out"]) / "training", {}
     best = checkpoints.best(folder)
+    dist.barrier()  # every rank has looked before rank 0 removes it
     if best is not None:
         state = read_json(best / launch.COMPLETE)
         _load(engine, best, state["world_size"], stage, dist)
