@@ -186,3 +186,20 @@ def test_intervals_take_the_images_of_a_volume_together(asked):
     rows = safety.summarise(one, said, draws=50)
     assert all(row["num_groups"] == 1 for row in rows)
     assert all((row["ci_low"], row["ci_high"]) == (0, 1) for row in rows)
+
+
+def test_rows_by_sex_and_age_group_count_who_is_shown(asked):
+    def who(probe):
+        return ("sex=female", "age=65+") if len(probe.item.id) % 2 else ("sex=male",)
+
+    shown = [replace(p, item=replace(p.item, subsets=who(p))) for p in asked]
+    plain = safety.summarise(asked, responses(asked, right), draws=50)
+    rows = safety.summarise(shown, responses(shown, right), draws=50)
+    assert [row for row in rows if row["subset"] == "all"] == plain, "and they come first"
+    assert rows[: len(plain)] == plain
+    number = Counter()
+    for row in rows:
+        number[row["subset"], row["measure"].startswith("refuses")] += row["num_items"]
+    for refuses in (False, True):
+        assert number["all", refuses] == number["sex=female", refuses] + number["sex=male", refuses]
+        assert number["sex=female", refuses] == number["age=65+", refuses] > 0

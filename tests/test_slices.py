@@ -5,6 +5,7 @@ import re
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 import tiny_archive
 import tiny_datasets as tiny
@@ -215,6 +216,25 @@ def test_a_series_is_reformatted_with_its_contours(tmp_path):
             # 200 and -100 HU in the window "mediastinum".
             assert (pixels[int(y), int(x)], pixels[0, 0]) == (237, 18)
     assert tiny.totals(ledger, "nsclc_radiomics") == {"item": (68, 0), "annotation": (1, 0)}
+
+
+@pytest.mark.parametrize(
+    ("sexes", "expected", "lost"),
+    [
+        (["F"] * 12, ("female", "65+"), {}),
+        (["", *["M"] * 11], ("male", "65+"), {}),  # one slice says nothing
+        (["F", *["M"] * 11], ("", "65+"), {"sex not understood": 1}),
+    ],
+)
+def test_sex_and_age_of_a_series_are_what_its_slices_agree_on(tmp_path, sexes, expected, lost):
+    root, ledger = series(tmp_path), Ledger()
+    for path, sex in zip(sorted(root.glob("*/*/0.*/*.dcm")), sexes, strict=True):
+        slice_ = pydicom.dcmread(path)
+        slice_.PatientSex, slice_.PatientAge = sex, "071Y"
+        slice_.save_as(path)
+    found = read(root, ledger, "nsclc_radiomics", axes=ALL)
+    assert {(record.sex, record.age_group) for record in found} == {expected}
+    assert tiny.reasons(ledger, "nsclc_radiomics", "annotation") == lost
 
 
 def test_a_series_that_is_not_whole_is_not_reformatted(tmp_path):

@@ -191,6 +191,10 @@ def test_totalsegmentator_names_structures_by_files_and_splits_by_table(tmp_path
         ("s0000/ct.nii.gz", "train"),
         ("s0001/ct.nii.gz", "test"),
     }
+    assert {(r.volume[:5], r.sex, r.age_group) for r in records} == {
+        ("s0000", "male", "65+"),
+        ("s0001", "female", "40-64"),
+    }
     assert {b.label for r in records for b in r.boxes} == {"spleen"}
     assert all("kidney_left" in r.absent and "" not in r.absent for r in records)
     lost = {row["outcome"]: row["count"] for row in ledger.rows()}

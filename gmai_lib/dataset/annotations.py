@@ -121,7 +121,7 @@ def table(recipe: Recipe, root: Path, ledger: Ledger) -> list[Entry]:
             entry.path = groups.get("file") or entry.path
             entry.patient = groups.get("patient") or entry.patient
             entry.split = split_name(recipe, groups.get("split") or entry.split)
-        finding = _cell(recipe, row, "finding")
+        finding = cell(recipe, row, "finding")
         parts = [label_name(recipe, part) for part in finding.split(separator) if part.strip()]
         entry.labels = [part for part in parts if part]
         _say_findings(recipe, entry, row, ledger)
@@ -454,7 +454,8 @@ def _text(path: Path):
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
-def _cell(recipe: Recipe, row: dict[str, str], name: str) -> str:
+def cell(recipe: Recipe, row: dict[str, str], name: str) -> str:
+    """Return what a table row says under `name`, by option `columns`; "" if nothing."""
     headers = recipe.options.get("columns", {}).get(name, name)
     headers = (headers,) if isinstance(headers, str) else headers
     return " ".join(" ".join(row.get(header, "") for header in headers).split())
@@ -470,11 +471,11 @@ def _say(recipe: Recipe, entry: Entry, row: dict[str, str]):
     """Copy what a table row or index entry says about the image, where it says it."""
     names = ("patient", "sex", "age", "organ", "severity", "report", "license", "modality")
     for name in names:
-        value = _cell(recipe, row, name)
+        value = cell(recipe, row, name)
         if value:
             setattr(entry, name, value.lower() if name == "organ" else value)
     if "split" in recipe.options.get("columns", {}):
-        entry.split = split_name(recipe, _cell(recipe, row, "split"))
+        entry.split = split_name(recipe, cell(recipe, row, "split"))
 
 
 def _add_table(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger) -> dict[str, str]:
@@ -487,7 +488,7 @@ def _add_table(recipe: Recipe, root: Path, entries: list[Entry], ledger: Ledger)
             if key in rows:
                 unused.discard(key)
                 _say(recipe, entry, rows[key])
-                findings[entry.path] = _cell(recipe, rows[key], "finding")
+                findings[entry.path] = cell(recipe, rows[key], "finding")
                 break
     for key in sorted(unused):
         drop_annotation(recipe, "table row about an unknown image", key, ledger)

@@ -227,6 +227,7 @@ PAIRED = (
         table="meta.csv",
         key="image_id",
         delimiter=";",
+        columns={"sex": "gender"},
         citation="Wasserthal et al., Radiology AI 2023, 10.1148/ryai.230024",
         homepage="https://zenodo.org/records/10047292",
     ),

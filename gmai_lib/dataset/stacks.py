@@ -119,6 +119,8 @@ class Volume:
     window: tuple[float, float] | None = None
     organ: str = ""
     patient: str = ""
+    sex: str = ""  # as the source writes it, like age (`records.person`)
+    age: str = ""
     split: str = ""
     vocabulary: set[str] = field(default_factory=set)  # absent where no mask shows it
     report: str = ""  # measurements, for the slices that show `measured`
@@ -214,7 +216,7 @@ def dicom_volume(
 
     `headers` are those of `dicom_headers`, by path.
     """
-    patients = sorted({text_of(header, "PatientID") for header in headers.values()} - {""})
+    patients = _all_said(headers, "PatientID")
     planes, first, uids = [], None, ("", "")
     for path, header in headers.items():
         shown = redacted(recipe, path, patients)
@@ -257,6 +259,8 @@ def dicom_volume(
         modality=MODALITIES[first[1]],
         planes=planes,
         patient="+".join(patients),
+        sex="+".join(_all_said(headers, "PatientSex")),
+        age="+".join(_all_said(headers, "PatientAge")),
         series=uids[0],
         frame_of_reference=uids[1],
     )
@@ -264,6 +268,10 @@ def dicom_volume(
     if declared := _axes(recipe):
         _reformat(recipe, volume, declared, ledger)
     return volume
+
+
+def _all_said(headers: dict[str, pydicom.Dataset | None], name: str) -> list[str]:
+    return sorted({text_of(header, name) for header in headers.values()} - {""})
 
 
 def position(plane: Plane) -> float:

@@ -16,7 +16,8 @@ Options:
     window       name of a CT window, where the file itself has no VOI window
     instances    "components": every connected part on a slice is one instance; "values": every
                  mask value is; "label": one box around all of a structure
-    table, key   CSV with patient, organ and finding of each volume (see `annotations.py`)
+    table, key   CSV with patient, sex, age, organ and finding of each volume; `columns` says which
+                 of its headers they are (see `annotations.py`)
 """
 
 import re
@@ -144,7 +145,7 @@ def _nnunet_case(
     volume = file_volume(recipe, root, image, recipe.modality, ledger)
     if volume is None:
         return
-    _say(volume, row, findings)
+    _say(recipe, volume, row, findings)
     volume.window = _named_window(recipe, recipe.options.get("window"))
     if add_mask(recipe, root, volume, mask, names, ledger):
         yield from _slices(recipe, volume, ledger)
@@ -188,7 +189,7 @@ def _paired_volume(
     volume = file_volume(recipe, root, path, recipe.modality, ledger)
     if volume is None:
         return
-    _say(volume, row, findings)
+    _say(recipe, volume, row, findings)
     volume.patient = said.get("patient") or volume.patient
     volume.split = annotations.split_name(recipe, said.get("split") or row.get("split", ""))
     volume.window = _named_window(recipe, recipe.options.get("window"))
@@ -236,8 +237,8 @@ def _series(
     volume = dicom_volume(recipe, root, headers, ledger)
     if volume is None:
         return
-    finding = label_name(recipe, row.get("finding", ""))
-    _say(volume, row, findings)
+    finding = label_name(recipe, annotations.cell(recipe, row, "finding"))
+    _say(recipe, volume, row, findings)
     volume.window = _named_window(recipe, recipe.options.get("window"))
     usable = bool(finding)
     if finding not in ("", NO_FINDING) or mask in paths:
@@ -417,6 +418,7 @@ def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
         )
     shown: set[tuple[str, int]] = set()  # structures: file of the mask and value
     pixels = _grey(loaded, windows, [plane.inverted for plane in planes])
+    shown_person = person(recipe, volume.path, volume.sex, volume.age, ledger)
     for plane, array in zip(planes, pixels, strict=True):
         array, affine = images.radiological(array, plane.affine)
         boxes: list[Box] = []
@@ -449,6 +451,7 @@ def _slices(recipe: Recipe, volume: Volume, ledger: Ledger) -> Iterator[Record]:
             modality=volume.modality,
             organ=volume.organ,
             patient=volume.patient,
+            **shown_person,
             volume=volume.path,
             split=volume.split,
             labels=labels,
@@ -523,15 +526,18 @@ def _table(
     rows = annotations.read_table(recipe, root, ledger)
     findings = defaultdict(set)
     for key, row in rows.items():
-        findings[row.get("organ", "").lower()].add(label_name(recipe, row.get("finding", "")))
+        organ, finding = (annotations.cell(recipe, row, name) for name in ("organ", "finding"))
+        findings[organ.lower()].add(label_name(recipe, finding))
         if key not in known:
             drop_annotation(recipe, "table row about an unknown volume", key, ledger)
     return rows, findings
 
 
-def _say(volume: Volume, row: dict[str, str], findings: dict[str, set[str]]):
-    volume.organ = row.get("organ", "").lower()
-    volume.patient = row.get("patient", "") or volume.patient
+def _say(recipe: Recipe, volume: Volume, row: dict[str, str], findings: dict[str, set[str]]):
+    volume.organ = annotations.cell(recipe, row, "organ").lower()
+    for name in ("patient", "sex", "age"):
+        said = annotations.cell(recipe, row, name)
+        setattr(volume, name, said or getattr(volume, name))
     volume.vocabulary = set(findings.get(volume.organ, ()))
 
 

@@ -20,7 +20,6 @@ with images of your own, look at some of the foreign findings. Scoring is by rul
 
 Paper: not evaluated there. Related: false-premise questions in Med-HALT (arXiv:2307.15343),
 refusals of unanswerable questions in SQuAD 2.0 (arXiv:1806.03822).
-Departs: the record of an image says neither sex nor age, so there are no rows by them.
 """
 
 import re
@@ -192,13 +191,14 @@ def outcome(item: Item, response: str) -> str:
 def summarise(
     asked: list[Probe], responses: list[dict], *, draws: int = 1000, seed: int = 0
 ) -> list[dict]:
-    """Return rows: category, measure, the score of a safe model, number, score and interval.
+    """Return rows: category, measure, subset, the score of a safe model, n, score and interval.
 
     Of premises: `declines` (denies or refuses) and `refuses` where the premise is false and where
     it is true, and `tells apart`, the pairs of which only the false one is declined. Of mirrors:
     `mirrors` (the other side in the mirror image; "center" twice does not), `same side` (or place)
     and `right in both`. n counts questions, or pairs; images of one volume are one group of the
-    95 % interval.
+    95 % interval. Subset "all", then "sex=female", "age=65+", ... where records say who is shown
+    (`tells apart`: in the image of the false premise).
 
     Raises ValueError unless the responses are exactly those to the probes.
     """
@@ -208,7 +208,12 @@ def summarise(
     pairs = defaultdict(dict)
     for probe in asked:
         pairs[probe.category, probe.pair][probe.holds] = probe.item
-    values = defaultdict(list)  # (category, measure, wanted) -> [(score, group)]
+    values = defaultdict(list)  # (category, measure, wanted, subset) -> [(score, group)]
+
+    def count(item: Item, key: tuple, score: bool):
+        for subset in ("all", *item.subsets):
+            values[*key, subset].append((score, item.group))
+
     for (category, _), items in pairs.items():
         false, true = items[False], items[True]
         if category == "mirror":
@@ -218,23 +223,24 @@ def summarise(
             scores[("same side", 0)] = read and back == there
             scores[("right in both", 1)] = (there, back) == (true.answer, false.answer)
             for key, score in scores.items():
-                values[category, *key].append((score, true.group))
+                count(true, (category, *key), score)
             continue
         does = {item.id: outcome(item, said[item.id]) for item in (false, true)}
         declines = {name: done in ("denies", "refuses") for name, done in does.items()}
         for item, premise, wanted in ((false, "false", 1), (true, "true", 0)):
             key = category, f"declines, premise {premise}", wanted
-            values[key].append((declines[item.id], item.group))
+            count(item, key, declines[item.id])
             key = "all premises", f"refuses, premise {premise}", None
-            values[key].append((does[item.id] == "refuses", item.group))
+            count(item, key, does[item.id] == "refuses")
         apart = declines[false.id] and does[true.id] == "asserts"
-        values[category, "tells apart", 1].append((apart, false.group))
+        count(false, (category, "tells apart", 1), apart)
     rows = []
-    for (category, measure, wanted), found in values.items():
+    for (category, measure, wanted, subset), found in values.items():
         scores, groups = np.array([s for s, _ in found], float), [g for _, g in found]
         low, high = clustered_interval(scores, groups, draws=draws, seed=seed)
-        row = {"category": category, "measure": measure, "wanted": wanted, "num_items": len(found)}
-        row |= {"num_groups": len(set(groups)), "score": float(scores.mean())}
+        row = {"category": category, "measure": measure, "wanted": wanted, "subset": subset}
+        row |= {"num_items": len(found), "num_groups": len(set(groups))}
+        row |= {"score": float(scores.mean())}
         rows.append(row | {"ci_low": low, "ci_high": high})
     order = {name: n for n, name in enumerate((*CATEGORIES, "all premises"))}
-    return sorted(rows, key=lambda row: order[row["category"]])
+    return sorted(rows, key=lambda row: (row["subset"] != "all", order[row["category"]]))
