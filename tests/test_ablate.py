@@ -25,7 +25,7 @@ def finished(tmp_path):
 
 
 def test_a_course_leaves_out_the_subset_that_its_name_says():
-    found = ablate.courses(config.load("mini"), subsets=True)
+    found = ablate.courses(config.load("mini"), "subsets")
     assert list(found) == [
         "1",
         "1+2",
@@ -157,3 +157,75 @@ def test_courses_of_equal_size_are_trained_on_their_pairs_and_asked_both(
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("phantom")]
     assert len(said) == 4 and "below own and built pairs in 2; English" in said[0]
     assert said[2].startswith("phantom_vqa  own pairs") and said[2].endswith("pairs in 2")
+
+
+# ---- the fidelity gate ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    """A finished run of 60 training records and 40 test records, all annotated."""
+    made = phantoms(60, split="train", start=1000) + phantoms(40)
+    made = [replace(record, image=png(n)) for n, record in enumerate(made)]
+    folder = tmp_path / "run"
+    curate.write_records(made, folder / "02_curate" / "records")
+    pairs, writer = folder / "03_write_pairs" / "pairs", writers.TemplateWriter(0)
+    build.write_pairs(made, pairs, writer=writer, seed=0, chinese_fraction=0.5)
+    return folder, made
+
+
+def test_the_gate_refuses_of_what_was_read_wrong_and_only_of_that(annotated, tmp_path):
+    folder, records = annotated
+    finished = folder / "03_write_pairs" / "pairs"
+    found = ablate.gate_pairs(finished, records, tmp_path / "gate")
+    assert tuple(found) == ablate.GATE and found["no errors"] == finished
+
+    def samples(course):
+        rows = ablate._training_samples(found[course]).to_table().to_pylist()
+        return {row["id"]: row for row in rows}
+
+    right, gated, free = (samples(course) for course in ablate.GATE)
+    refused = fidelity(found[ablate.GATED])["refused"]
+    assert refused and not {row["id"] for row in refused} & set(gated)
+    assert len(gated) + len(refused) == len(free), "nothing else is left out"
+    assert fidelity(found["errors, not gated"]) == {"checked": len(free), "refused": refused}
+    texts = {key: row["conversations"] for key, row in right.items()}
+    wrong = {key for key, row in free.items() if row["conversations"] != texts.get(key)}
+    assert {row["id"] for row in refused} <= wrong
+    assert 15 < sum("#caption#en" in key for key in wrong) < 45, "half of 60 records"
+    assert gated == {key: free[key] for key in gated}
+    # The facts of a sample are the annotation's, whatever its text says.
+    assert all(free[key]["facts"] == right[key]["facts"] for key in free if key in right)
+
+
+def fidelity(pairs):
+    return json.loads((pairs / "manifest.json").read_text())["fidelity"]
+
+
+def test_courses_of_the_gate_have_as_many_samples_and_are_asked_the_same(annotated, tmp_path):
+    folder, _ = annotated
+    initial, counts = folder / "05_model" / "initial", []
+    tiny_run.write_initial(initial, tiny_run.tiny_profile(), tiny_run.samples(9))
+    processor = weights.load_checkpoint(initial)[1]
+
+    def train(profile, names, *, out, seed, pairs, init, cache):
+        assert names == config.STAGES and pairs.parent == cache.parent == out
+        ids = pq.read_table(pairs, columns=["id"])["id"].to_pylist()
+        made = store.prepare(pairs, cache, split="train", processor=processor)
+        counts.append((len(made.lengths), ids))
+
+    def ask(checkpoint, items, out_jsonl):
+        return [{"id": i.id, "response": i.answer, "finished": True} for i in items]
+
+    rows = ablate.ablate(
+        folder, tmp_path / "out", profile=config.load("mini"), seeds=(0, 1), kind="gate",
+        train=train, ask=ask,
+    )  # fmt: skip
+    numbers = {number for number, _ in counts}
+    assert len(counts) == 6 and len(numbers) == 1 and numbers.pop() > 100
+    assert set(counts[0][1]) != set(counts[3][1]), "another seed draws others"
+    assert [row["course"] for row in ablate.over_seeds(rows)] == list(ablate.GATE)
+    with pytest.raises(ValueError, match=r"has \d+ training samples; 100000 are wanted"):
+        ablate.as_many(folder / "03_write_pairs" / "pairs", 100000, tmp_path / "x", seed=0)
+    with pytest.raises(ValueError, match="'gates' is not one of"):
+        ablate.courses(config.load("mini"), "gates")

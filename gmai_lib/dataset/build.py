@@ -52,6 +52,7 @@ def write_pairs(
     seed: int,
     chinese_fraction: float,
     use: str = "research",
+    gate: bool = True,
     shard_records: int = 1000,
     processes: int = 1,
     cluster: bool = False,
@@ -63,6 +64,9 @@ def write_pairs(
     `chinese_fraction` are written in Chinese as well. A shard holds the samples of at most
     `shard_records` records. Shards of an earlier run in `out` are replaced, finished ones of a
     killed run are used. A record without samples is counted.
+
+    `gate=False` keeps what the fidelity gate refuses, to measure what that does; it is counted all
+    the same, and the manifest says so.
 
     `use` is what the build is declared for, one of licenses.USES. With `cluster` the shards are
     written by the machines of a Ray cluster, which must share `out`: the same bytes.
@@ -81,7 +85,7 @@ def write_pairs(
         leftover.unlink()
     # The schema is made here: `datasets`, which it takes, is slow to import in every process.
     schema = sample_features().arrow_schema
-    work = partial(_write_shard, staging, schema, writer, seed, chinese_fraction)
+    work = partial(_write_shard, staging, schema, writer, seed, chinese_fraction, gate)
     tally, shards = _Tally(), {split: [] for split in SPLITS}
     try:
         jobs = _jobs(_permitted(records, use), shard_records)
@@ -103,6 +107,7 @@ def write_pairs(
     manifest = {
         "writer": writer.name,
         "use": use,
+        "gate": gate,
         "seed": seed,
         "chinese_fraction": chinese_fraction,
         "shard_records": shard_records,
@@ -169,14 +174,14 @@ def _jobs(records: Iterable[Record], shard_records: int) -> Iterator[_Job]:
 
 
 def _write_shard(
-    staging: Path, schema, writer, seed: int, chinese_fraction: float, job: _Job
+    staging: Path, schema, writer, seed: int, chinese_fraction: float, gate: bool, job: _Job
 ) -> dict:
     """Run all steps on the records of one shard; return its row of the manifest and its tally.
 
     Both are also kept as JSON beside the file. If they are there already, from a killed run with
     the same records, writer and code, nothing is written again.
     """
-    wanted = _fingerprint(writer, seed, chinese_fraction, job.records)
+    wanted = _fingerprint(writer, seed, chinese_fraction, gate, job.records)
     file, state = staging / f"{job.name}.rows", staging / f"{job.name}.json"
     if state.is_file():
         done = read_json(state)
@@ -190,7 +195,7 @@ def _write_shard(
         try:
             for record in job.records:
                 written = _samples_of(record, writer, seed, chinese_fraction)
-                samples = [sample for sample in written if tally.accepts(record, sample)]
+                samples = [s for s in written if tally.accepts(record, s) or not gate]
                 tally.add(record, samples, refused=len(written) - len(samples))
                 for sample in samples:
                     rows.add(sample)
@@ -215,11 +220,13 @@ def _publish(staging: Path, out: Path, shards: list[dict]) -> list[dict]:
     return rows
 
 
-def _fingerprint(writer, seed: int, chinese_fraction: float, records: tuple[Record, ...]) -> str:
+def _fingerprint(
+    writer, seed: int, chinese_fraction: float, gate: bool, records: tuple[Record, ...]
+) -> str:
     """Hash of everything that the bytes of a shard depend on."""
     digest = hashlib.sha256(_code_sha256().encode())
     digest.update(repr((writer.name, getattr(writer, "seed", None))).encode())
-    digest.update(repr((seed, chinese_fraction, _GROUP_ROWS, _GROUP_BYTES)).encode())
+    digest.update(repr((seed, chinese_fraction, gate, _GROUP_ROWS, _GROUP_BYTES)).encode())
     for record in records:
         row = record.to_row() | {"image": record.digest if record.image else ""}
         digest.update(json.dumps(row, sort_keys=True).encode())

@@ -396,6 +396,20 @@ def plant(facts: tuple[Fact, ...], language: str, rng: Random) -> list[tuple[str
     return planted
 
 
+def misread(facts: tuple[Fact, ...], rng: Random) -> tuple[Fact, ...]:
+    """Return the facts with one of them changed, as by a writer that read it wrong.
+
+    Unchanged if there is none that could be (a text about no image). What is taken for absent has
+    no place, side, size or number either.
+    """
+    changes = list(_changes(facts, rng))
+    if not changes:
+        return facts
+    kind, changed, new = rng.choice(changes)
+    unseen = {fact.value for fact in new} if kind == "negated" else set()
+    return tuple(fact for fact in changed if fact.label not in unseen)
+
+
 def _changes(facts: tuple[Fact, ...], rng: Random):
     """Yield (kind, all facts, the changed ones) with one thing changed at a time."""
     organs = ("lung", "liver", "brain", "knee", "breast", "retina", "skin", "colon")
