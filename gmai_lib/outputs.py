@@ -3,6 +3,7 @@
 Notebooks talk to each other only through these folders (README, "The chain").
 """
 
+import csv
 import hashlib
 import json
 import os
@@ -85,6 +86,18 @@ def write_json(path: Path, value) -> Path:
     """Write `value` as indented UTF-8 JSON, atomically; return `path`."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return path
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    """Write rows with the union of their columns; ValueError if there are none."""
+    if not rows:
+        raise ValueError(f"nothing to write to {path}")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
     return path
 
 

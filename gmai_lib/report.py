@@ -9,13 +9,13 @@ Colours: Okabe and Ito (2008) and Tol (2021), both safe for colour-blind readers
 the same colour everywhere.
 """
 
-import csv
 import textwrap
 from pathlib import Path
 
 import numpy as np
 
 from gmai_lib.config import PARTS
+from gmai_lib.outputs import write_csv
 from gmai_lib.schema import MODALITIES
 
 DPI = 150
@@ -62,18 +62,6 @@ def save(figure, rows: list[dict], out: Path, name: str):
     write_csv(folder / f"{name}.csv", rows)
     width = round(figure.get_size_inches()[0] * 96)
     return Image(filename=str(folder / f"{name}.png"), width=width)
-
-
-def write_csv(path: Path, rows: list[dict]) -> Path:
-    """Write rows with the union of their columns; ValueError if there are none."""
-    if not rows:
-        raise ValueError(f"nothing to write to {path}")
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def contact_sheet(pictures: list[dict], out: Path, name: str, *, title: str, columns: int, note=""):

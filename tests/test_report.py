@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from gmai_lib import config, report
+from gmai_lib import config, outputs, report
 from gmai_lib.schema import MODALITIES
 
 
@@ -192,10 +192,10 @@ def test_every_modality_has_a_colour_of_its_own():
 
 
 def test_csv_holds_the_union_of_columns_and_refuses_nothing(tmp_path):
-    path = report.write_csv(tmp_path / "x.csv", [{"a": 1}, {"b": "two, three"}])
+    path = outputs.write_csv(tmp_path / "x.csv", [{"a": 1}, {"b": "two, three"}])
     assert path.read_text().splitlines() == ["a,b", "1,", ',"two, three"']
     with pytest.raises(ValueError, match="nothing to write"):
-        report.write_csv(tmp_path / "y.csv", [])
+        outputs.write_csv(tmp_path / "y.csv", [])
 
 
 def test_main_rows_keep_one_measure_per_kind_of_whole_benchmarks():

@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, groupby, takewhile
 from operator import eq
+from pathlib import Path
 
 import numpy as np
 
 from gmai_lib.dataset.images import decode, to_png
 from gmai_lib.evaluation.items import Item
+from gmai_lib.outputs import read_json
 
 MOST_PIXELS = 4096  # preprocessed images kept, of a benchmark that may have 90,000
 # Room for a bare answer with its tags; a model that rambles is cut and marked unfinished.
@@ -31,6 +33,26 @@ def asker(model, processor, *, with_image: bool) -> "ModelAsker":
     """Return who asks this model: one of this project, or any AutoModelForImageTextToText."""
     own = getattr(model.config, "model_type", "") == "gmai_vl"
     return (ModelAsker if own else HubModelAsker)(model, processor, with_image=with_image)
+
+
+def load_model(name: str | Path):
+    """Return (model, processor) of a checkpoint of this project, or any of the hub, for `asker`.
+
+    `name`: a folder, or a name on the hub. In the precision it was saved in, on the GPU if there is
+    one. Raises OSError (FileNotFoundError) or ValueError if it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from gmai_lib.model import weights
+
+    path = Path(name) / "config.json"
+    if path.is_file() and read_json(path).get("model_type") == "gmai_vl":
+        model, processor = weights.load_checkpoint(Path(name))
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+        processor = AutoProcessor.from_pretrained(name)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 class ModelAsker:

@@ -13,7 +13,6 @@ Paper: its third contribution names new benchmarks and does not say how they are
 are those of GMAI-MMBench.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from gmai_lib.evaluation.items import (
     evenly,
     held_out,
     question_ids_sha256,
+    write_items,
 )
 from gmai_lib.evaluation.scoring import score
 from gmai_lib.outputs import atomic, write_json
@@ -282,10 +282,7 @@ def save(made: Made, folder: Path) -> Path:
     """Write the questions as JSON lines, without images, and the counts; return the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "items.jsonl") as partial, partial.open("w", encoding="utf-8") as file:
-        for item in made.items:
-            row = {k: v for k, v in vars(item).items() if k != "images"}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_items(made.items, folder / "items.jsonl")
     counts = {axis: {k[0]: len(v) for k, v in cut(made.items, axis).items()} for axis in AXES}
     write_json(
         folder / "benchmark.json",

@@ -5,13 +5,16 @@ closed sets that answers are read from. `benchmarks` and `builder` choose among 
 """
 
 import hashlib
+import json
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from gmai_lib.dataset import writers
 from gmai_lib.dataset.facts import extract
 from gmai_lib.dataset.lexicon import NEGATIVE_LABELS, is_structure, translate
+from gmai_lib.outputs import atomic
 from gmai_lib.schema import IMAGE_MODALITIES, PLACES, Fact, Record
 
 KINDS = (
@@ -58,6 +61,15 @@ class Item:
 def question_ids_sha256(items: list[Item]) -> str:
     """Return the digest of the sorted item ids: equal digests mean the same questions."""
     return hashlib.sha256("\n".join(sorted(item.id for item in items)).encode()).hexdigest()
+
+
+def write_items(items: list[Item], path: Path) -> Path:
+    """Write the questions as JSON lines, without their images; return `path`."""
+    with atomic(Path(path)) as partial, partial.open("w", encoding="utf-8") as file:
+        for item in items:
+            row = {k: v for k, v in vars(item).items() if k != "images"}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return Path(path)
 
 
 def held_out(records: list[Record], split: str) -> list[Record]:

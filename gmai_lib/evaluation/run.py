@@ -89,13 +89,7 @@ def evaluate(
         )
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} is not one of world_size {world_size}")
-    header = {
-        "items_sha256": items_sha256(items),
-        "num_items": len(items),
-        "image_mode": image_mode,
-        "seed": seed if image_mode == "shuffled" else None,
-        "weights_digest": weights_digest(model),
-    }
+    header = header_of(items, image_mode, seed) | {"weights_digest": weights_digest(model)}
     path = Path(out_jsonl)
     if world_size > 1:
         path = part_path(path, rank, world_size)
@@ -159,11 +153,9 @@ def merge_parts(items: list[Item], out_jsonl: Path, world_size: int) -> list[dic
             f"{world_size} parts, {missing[:3]}, and {len(responses) + len(missing) - len(items)} "
             "responses are to other items; run the ranks again, each goes on where it stopped"
         )
-    lines = [{"header": shared}, *(responses[item.id] for item in items)]
-    with atomic(out_jsonl) as partial_file:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        partial_file.write_text(text, "utf-8")
-    return lines[1:]
+    ordered = [responses[item.id] for item in items]
+    write_responses(out_jsonl, shared, ordered)
+    return ordered
 
 
 @dataclass(frozen=True)
@@ -340,6 +332,24 @@ def items_sha256(items: list[Item]) -> str:
     return digest.hexdigest()
 
 
+def header_of(items: list[Item], image_mode: str, seed: int) -> dict:
+    """Return what the first line of a file of responses says about the questions."""
+    return {
+        "items_sha256": items_sha256(items),
+        "num_items": len(items),
+        "image_mode": image_mode,
+        "seed": seed if image_mode == "shuffled" else None,
+    }
+
+
+def write_responses(path: Path, header: dict, responses: list[dict]) -> Path:
+    """Write a file as `read_responses` reads it; return `path`."""
+    with atomic(Path(path)) as partial_file, partial_file.open("w", encoding="utf-8") as file:
+        for line in ({"header": header}, *responses):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return Path(path)
+
+
 def _open_responses(path: Path, header: dict, if_stale: str) -> dict[str, dict]:
     """Return the responses that `path` holds for this header; create it if it does not exist."""
     if path.exists():
@@ -354,8 +364,7 @@ def _open_responses(path: Path, header: dict, if_stale: str) -> dict[str, dict]:
                 'the file, or pass if_stale="restart" to begin it anew'
             )
         warnings.warn(f"{path} is begun anew: {what}", stacklevel=3)
-    with atomic(path) as partial:
-        partial.write_text(json.dumps({"header": header}) + "\n", "utf-8")
+    write_responses(path, header, [])
     return {}
 
 
