@@ -246,6 +246,37 @@ def plot_blind(rows: list[dict], out: Path, name: str, *, title: str):
     return save(figure, rows, out, name)
 
 
+def plot_calibration(measured: dict[str, dict], out: Path, name: str, *, title: str):
+    """Draw accuracy by confidence, one panel per entry: name -> what `protocols.calibration` says.
+
+    Bins without an answer have no bar; the number of answers stands above each bar.
+    """
+    figure, axes = _subplots(1, len(measured), (3.1 * len(measured) + 0.4, 3.3))
+    rows = []
+    for axis, (panel, found) in zip(axes.flat, measured.items(), strict=True):
+        axis.plot([0, 100], [0, 100], color=GREY, lw=1, ls="--")
+        for row in found["bins"]:
+            rows.append({"panel": panel, "ece": found["ece"]} | row)
+            if not row["num_items"]:
+                continue
+            low, width = 100 * row["low"], 100 * (row["high"] - row["low"])
+            height = 100 * row["accuracy"]
+            axis.bar(low, height, width * 0.92, align="edge", color=BLUE, alpha=0.85)
+            axis.text(
+                low + width / 2, height + 2, row["num_items"], ha="center", fontsize=6.5,
+                bbox={"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.8},
+            )  # fmt: skip
+        axis.set_xlim(0, 100)
+        axis.set_ylim(0, 110)
+        axis.set_yticks(range(0, 101, 20))
+        axis.set_xlabel("confidence (%)", fontsize=8)
+        axis.set_ylabel("right (%)", fontsize=8)
+        about = f"{panel}, n = {found['num_items']}, ECE {100 * found['ece']:.1f} points"
+        axis.set_title(about, weight="normal", fontsize=8.5)
+    _frame(figure, title, "number above a bar: answers in it; dashed: right as often as it is sure")
+    return save(figure, rows, out, name)
+
+
 def plot_confusion(pairs: list[tuple[str, str]], out: Path, name: str, *, title: str):
     """Draw counts of (reference, prediction); predictions outside the references share a column."""
     references = sorted({reference for reference, _ in pairs})

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from gmai_lib import config, outputs, report
+from gmai_lib.evaluation import protocols
 from gmai_lib.schema import MODALITIES
 
 
@@ -42,6 +43,7 @@ def picture(**more):
     return {"image": np.full((16, 16), 90, np.uint8), "caption": "CT, lung", **more}
 
 
+CALIBRATED = protocols.calibration([0.3, 0.8, 0.9], [1, 0, 1], bins=4)
 FIGURES = {
     "contact_sheet": lambda out: report.contact_sheet(
         [picture(boxes=[(0.1, 0.1, 0.5, 0.5)]), picture(), picture()],
@@ -119,6 +121,9 @@ FIGURES = {
     "plot_mask": lambda out: report.plot_mask(
         np.tril(np.ones((6, 6), bool)), out, "plot_mask", title="t"
     ),
+    "plot_calibration": lambda out: report.plot_calibration(
+        {"a": CALIBRATED, "b": CALIBRATED}, out, "plot_calibration", title="t"
+    ),
     "plot_anatomy": lambda out: report.plot_anatomy(
         config.load("paper"), dict.fromkeys(config.PARTS, 2_000_000), out, "plot_anatomy"
     ),
@@ -145,6 +150,15 @@ def test_figure_is_written_as_png_with_its_numbers(name, tmp_path):
 def test_every_public_plot_is_covered_here():
     plots = {name for name in vars(report) if name.startswith("plot_")} | {"contact_sheet"}
     assert plots == set(FIGURES)
+
+
+def test_calibration_writes_every_bin_of_every_panel(tmp_path):
+    FIGURES["plot_calibration"](tmp_path)
+    rows = rows_of(tmp_path, "plot_calibration")
+    assert [row["panel"] for row in rows] == ["a"] * 4 + ["b"] * 4
+    assert [row["num_items"] for row in rows[:4]] == ["0", "1", "0", "2"]
+    assert {float(row["ece"]) for row in rows} == {CALIBRATED["ece"]}
+    assert rows[0]["accuracy"] == "" and rows[3]["accuracy"] == "0.5"
 
 
 def test_confusion_counts_answers_outside_the_references_as_other(tmp_path):

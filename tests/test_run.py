@@ -200,6 +200,23 @@ def test_questions_about_one_image_share_its_pass_and_answer_as_alone(tiny, tmp_
         evaluate(*tiny, long, out_jsonl=tmp_path / "long")
 
 
+def test_options_of_one_question_share_its_pass(tiny, monkeypatch):
+    items, model = demo_items(kinds=("side", "yes/no")), tiny[0]
+    lengths, embed = [], model.get_input_embeddings()
+    hook = embed.register_forward_hook(lambda _, args, __: lengths.append(args[0].numel()))
+    try:
+        shared = option_likelihoods(*tiny, items, batch_size=16)
+        together = sum(lengths)
+        monkeypatch.setattr(askers.ModelAsker, "_can_share", lambda self, batch: False)
+        lengths.clear()
+        alone = option_likelihoods(*tiny, items, batch_size=16)
+    finally:
+        hook.remove()
+    assert together < 0.6 * sum(lengths)
+    for a, b in zip(shared, alone, strict=True):
+        assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-5)
+
+
 def test_the_image_matters_only_where_it_is_shown(tiny, tmp_path):
     items = demo_items(kinds=("open",), unequal=False)
     changed = demo_items(images=PICTURES[::-1], kinds=("open",), unequal=False)

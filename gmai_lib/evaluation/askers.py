@@ -106,7 +106,8 @@ class ModelAsker:
     def shared_inputs(self, batch: list[dict]) -> dict:
         """`inputs` for `generate`, with what several rows begin with gone through the model once.
 
-        Rows about the same images are equal up to the last of them. The keys and values of each
+        Rows about the same images are equal up to the last of them, options of one question to its
+        end. The keys and values of each
         distinct beginning are copied to its rows (`past_key_values`); the padding of a row then
         stands between its images and its question.
         """
@@ -148,12 +149,18 @@ class ModelAsker:
     def answered(self, prompt: dict, texts: tuple[str, ...]) -> list[tuple[dict, list[int]]]:
         """Return per text the prompt with it as the answer, and the ids of the text."""
         ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        # All of the prompt is shared but its last token, which says what the first of a text is.
+        prompt = prompt | {"start": len(prompt["ids"]) - 1}
         return [(prompt | {"ids": prompt["ids"] + own}, own) for own in ids]
 
     def log_probabilities(self, batch: list[dict], most: int):
         """Return (B, most, V) float32: of what follows each of the last `most` tokens of a row."""
-        inputs = self.inputs(batch)
-        options = {"position_ids": _positions(inputs), "logits_to_keep": most}
+        inputs = self.shared_inputs(batch)
+        positions = _positions(inputs)
+        if cache := inputs.get("past_key_values"):
+            begun = cache.get_seq_length()
+            inputs["input_ids"], positions = inputs["input_ids"][:, begun:], positions[:, begun:]
+        options = {"position_ids": positions, "logits_to_keep": most}
         return self.model(**inputs, **options).logits.float().log_softmax(-1)
 
     def _pixels(self, images: list[bytes]) -> list:

@@ -78,12 +78,12 @@ def questions(
         yield name, flag_contaminated(items, training) if training else items
 
 
-def local(model, processor, *, batch_size: int = 16, seed: int = 0) -> Ask:
-    """Return who asks a loaded model, as `run.evaluate` does."""
+def local(model, processor, **options) -> Ask:
+    """Return who asks a loaded model; `options` are those of `run.evaluate`."""
 
     def ask(items: list[Item], out_jsonl: Path, image_mode: str) -> list[dict]:
-        options = {"batch_size": batch_size, "image_mode": image_mode, "seed": seed}
-        return run.evaluate(model, processor, items, out_jsonl=out_jsonl, **options)
+        about = {"out_jsonl": out_jsonl, "image_mode": image_mode}
+        return run.evaluate(model, processor, items, **about, **options)
 
     return ask
 
@@ -163,8 +163,8 @@ def measure(
 def beside(rows: list[dict], printed: list[dict]) -> list[dict]:
     """Return own scores, each followed by the printed ones of as many items, then all others.
 
-    Rows: benchmark, subset, model, score (percent), ci_low and ci_high (None where printed),
-    num_items, items ("ours", "as many", "not stated" or "other items"), protocol and note. Own
+    Rows: benchmark, subset, model, score (percent), ci_low, ci_high and blind (the score without
+    the images; None where printed), num_items, items ("ours", "as many", "not stated" or "other items"), protocol and note. Own
     rows are those of whole benchmarks, and of subsets that a printed row counts as many items of.
     """
     table, used = [], set()
@@ -182,6 +182,8 @@ def beside(rows: list[dict], printed: list[dict]) -> list[dict]:
         used |= set(same)
         own = {"benchmark": title, "subset": row["subset"], "model": row["checkpoint"]}
         own |= {key: 100 * row[key] for key in ("score", "ci_low", "ci_high")}
+        blind = row["blind_score"]
+        own |= {"blind": None if blind is None else 100 * blind}
         own |= {"num_items": row["num_items"], "items": "ours", "protocol": row["protocol"]}
         table.append(own | {"note": ""})
         table += [_printed(printed[n], "as many") for n in same]
@@ -194,7 +196,7 @@ def beside(rows: list[dict], printed: list[dict]) -> list[dict]:
 
 def _printed(row: dict, items: str) -> dict:
     shared = {key: row[key] for key in ("benchmark", "subset", "model", "score", "num_items")}
-    shared |= {"ci_low": None, "ci_high": None, "items": items}
+    shared |= {"ci_low": None, "ci_high": None, "blind": None, "items": items}
     return shared | {"protocol": f"{row['protocol']}; {row['source']}", "note": row["note"]}
 
 

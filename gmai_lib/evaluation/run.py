@@ -213,7 +213,8 @@ def option_likelihoods(
     for item in items:
         said = ask.answered(ask.prepare(item, images), candidates[item.id])
         rows += [(item, text, *row) for text, row in zip(candidates[item.id], said, strict=True)]
-    rows.sort(key=lambda row: (len(row[3]), len(row[2]["ids"]), row[0].id))
+    # Options of one question side by side: what is before them then runs once.
+    rows.sort(key=lambda row: (len(row[2]["ids"]) - len(row[3]), row[0].id))
     found = defaultdict(dict)  # item id -> candidate -> log probability
     was_training = model.training
     model.eval()
