@@ -164,8 +164,9 @@ def beside(rows: list[dict], printed: list[dict]) -> list[dict]:
     """Return own scores, each followed by the printed ones of as many items, then all others.
 
     Rows: benchmark, subset, model, score (percent), ci_low, ci_high and blind (the score without
-    the images; None where printed), num_items, items ("ours", "as many", "not stated" or "other items"), protocol and note. Own
-    rows are those of whole benchmarks, and of subsets that a printed row counts as many items of.
+    the images; None where printed), num_items, items ("ours", "as many", "not stated" or "other
+    items"), protocol and note. Own rows are those of whole benchmarks, and of subsets that a
+    printed row counts as many items of.
     """
     table, used = [], set()
     whole = {"image_mode": "image", "metric": "accuracy", "language": "all", "kind": "overall"}

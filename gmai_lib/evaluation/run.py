@@ -31,7 +31,7 @@ from gmai_lib.dataset.images import to_png
 from gmai_lib.dataset.phrases import LETTER
 from gmai_lib.evaluation.askers import asker, batches
 from gmai_lib.evaluation.extraction import LETTERS
-from gmai_lib.evaluation.items import Item
+from gmai_lib.evaluation.items import Item, write_items
 from gmai_lib.evaluation.results import paired_difference, summarise
 from gmai_lib.evaluation.scoring import score
 from gmai_lib.outputs import atomic
@@ -47,6 +47,7 @@ __all__ = [
     "summarise",
     "weights_digest",
     "without_exchange",
+    "write_items",
 ]
 
 IMAGE_MODES = ("image", "none", "blank", "shuffled")
