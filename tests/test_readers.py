@@ -795,6 +795,17 @@ def _series(root: Path, slices: int = 4) -> Path:
     return root
 
 
+def test_what_the_table_of_a_series_does_not_say_its_header_says(tmp_path):
+    root = _series(tmp_path / "phantom_ct")
+    for path in root.glob("s1/CT.*"):
+        header = pydicom.dcmread(path)
+        header.PatientSex, header.PatientAge = "F", "030Y"
+        header.save_as(path)
+    assert {(r.sex, r.age_group) for r in _read("phantom_ct", root)} == {("female", "18-39")}
+    tiny.text(root / "labels.csv", "series,patient,organ,finding,sex\ns1,P-1,lung,nodule,M\n")
+    assert {(r.sex, r.age_group) for r in _read("phantom_ct", root)} == {("male", "18-39")}
+
+
 def test_a_series_with_a_corrupt_and_a_missing_slice_still_fits_its_mask(tmp_path):
     root = _series(tmp_path / "phantom_ct")
     read = _read("phantom_ct", root)
