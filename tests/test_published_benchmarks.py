@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from gmai_lib.evaluation import fetch
 from gmai_lib.evaluation.extraction import LETTERS
 from gmai_lib.evaluation.published_benchmarks import (
     BENCHMARKS,
@@ -75,6 +74,12 @@ def vqa_rad(root: Path):
     put(root / "VQA_RAD Dataset Public.json", rad_rows())
     for n in (1, 2, 3):
         put(root / f"VQA_RAD Image Folder/synpic{n}.jpg", picture(n, "JPEG"))
+
+
+def vqa_rad_parquet(root: Path):
+    """As the hub has it."""
+    rows = [{"image": {"bytes": picture(1), "path": None}, "question": "Air?", "answer": "no"}]
+    put_parquet(root / "data/test-00000-of-00001-e5.parquet", rows)
 
 
 def slake(root: Path):
@@ -302,8 +307,7 @@ def test_vqa_rad_takes_its_test_questions_from_the_one_list_and_from_a_test_file
         put(tmp_path / f"vqa_rad_split/data/images/synpic{n}.jpg", picture(n, "JPEG"))
     two = read("vqa_rad", tmp_path / "vqa_rad_split").items
     assert two == one
-    rows = [{"image": {"bytes": picture(1), "path": None}, "question": "Air?", "answer": "no"}]
-    put_parquet(tmp_path / "vqa-rad/data/test-00000-of-00001-e5.parquet", rows)
+    vqa_rad_parquet(tmp_path / "vqa-rad")
     hub = read("vqa_rad", tmp_path / "vqa-rad")
     assert [item.answer for item in hub.items] == ["no"]
     assert set(hub.unexpected) == {"all", "closed=yes/no"}, "Parquet does not say the answer type"
@@ -511,19 +515,6 @@ def test_benchmarks_are_recognised_by_folder_name_and_files(tmp_path):
     assert recognise(tmp_path / "Slake1.0") == [(n, tmp_path / "Slake1.0") for n, _ in found[:2]]
     with pytest.raises(FileNotFoundError, match="is no folder"):
         recognise(tmp_path / "nowhere")
-
-
-def test_fetch_says_where_each_is_obtained_and_what_is_there(tmp_path, capsys):
-    made("vqa_rad", tmp_path)
-    assert fetch.main([str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    for benchmark in BENCHMARKS:
-        assert benchmark.homepage in said and benchmark.license in said
-    assert "hf download BoKelvin/SLAKE --repo-type dataset --local-dir slake_en" in said
-    assert "vqa_rad: 3 items in" in said and "3 items of all, published are 451" in said
-    assert "not in" in said and "slake_zh" in said.splitlines()[-1]
-    assert fetch.main([str(tmp_path / "nowhere")]) == 1
-    assert "is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"needs {DATA}")

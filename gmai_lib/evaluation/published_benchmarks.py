@@ -10,7 +10,8 @@ numbers are compared with the published ones: `load` raises if anything is lost 
 `incomplete=True`, which warns with the same words. `read` gives the counts themselves.
 
 All images are held in memory as they lie on disk; the large sets (OmniMedVQA, PMC-VQA,
-GMAI-MMBench) take gigabytes. `python -m gmai_lib.evaluation.fetch` tells where to get each.
+GMAI-MMBench) take gigabytes. `python -m gmai_lib.evaluation.fetch` tells where to get each, and
+downloads those that are on the Hugging Face hub.
 
 Paper: section 4 and tables 4 to 8 (VQA-RAD, SLAKE, PathVQA, PMC-VQA, OmniMedVQA, GMAI-MMBench,
 MMMU Health & Medicine).
@@ -364,6 +365,7 @@ BENCHMARKS = (
             "VQA_RAD Image Folder/synpic*.jpg": "315 files",
             "or data/test-00000-of-00001-*.parquet": "10.3 MB",
         },
+        hub_files=("data/test-*.parquet",),
         homepage="https://osf.io/89kps/ or " + _HUB + "flaviagiammarino/vqa-rad",
         license="CC0-1.0",
         citation="Lau et al., Scientific Data 2018, 10.1038/sdata.2018.251",
@@ -379,6 +381,7 @@ BENCHMARKS = (
             split="test",
             expected={"all": n, "answer_type=open": opened, "answer_type=closed": closed},
             files={"test.json": "635,829 bytes", "imgs.zip -> imgs/xmlab*/source.jpg": "212 MB"},
+            hub_files=("test.json", "imgs.zip"),
             homepage=_HUB + "BoKelvin/SLAKE",
             license="CC-BY-4.0",
             citation="Liu et al., SLAKE, ISBI 2021, 10.1109/ISBI48211.2021.9434010",
@@ -401,6 +404,7 @@ BENCHMARKS = (
             "data/test-*-of-00003-*.parquet": "3 files",
             "or qas/test_vqa.pkl and images/test/*.jpg": "the owners' zip, other numbers",
         },
+        hub_files=("data/test-*.parquet",),
         homepage=_HUB + "flaviagiammarino/path-vqa",
         license="MIT",  # of the collection; textbooks and PEIR keep the copyright of the images
         citation="He et al., PathVQA, arXiv 2003.10286",
@@ -414,6 +418,7 @@ BENCHMARKS = (
         split="test_2",
         expected={"all": 33430},
         files={"test_2.csv": "12.4 MB", "images_2.zip -> figures/*.jpg": "2.21 GB"},
+        hub_files=("test_2.csv", "images_2.zip"),
         homepage=_HUB + "xmcmic/PMC-VQA",
         license="CC-BY-SA-4.0",
         citation="Zhang et al., PMC-VQA, arXiv 2305.10415",
@@ -427,6 +432,7 @@ BENCHMARKS = (
         split="test_clean",
         expected={"all": 2000},
         files={"test_clean.csv": "419 kB", "images.zip -> images/*.jpg": "18.9 GB"},
+        hub_files=("test_clean.csv", "images.zip"),
         homepage=_HUB + "xmcmic/PMC-VQA",
         license="CC-BY-SA-4.0",
         citation="Zhang et al., PMC-VQA, arXiv 2305.10415",
@@ -446,6 +452,7 @@ BENCHMARKS = (
             "question_type=Lesion Grading": 2098,
         },
         files={"OmniMedVQA.zip -> QA_information/Open-access/*.json, Images/": "10.7 GB, 42 sets"},
+        hub_files=("OmniMedVQA.zip",),
         homepage=_HUB + "foreverbeliever/OmniMedVQA",
         license="unstated",  # follow each source set's licence
         citation="Hu et al., OmniMedVQA, CVPR 2024, arXiv 2402.09181",
@@ -460,6 +467,7 @@ BENCHMARKS = (
         split="VAL",
         expected={"all": 4550} | {f"clinical VQA task={task}": n for task, n in _TASKS.items()},
         files={"GMAI-MMBench_VAL.tsv or GMAI_mm_bench_VAL.tsv": "9.34 GB"},
+        hub_files=("GMAI*VAL*.tsv",),
         homepage=_HUB + "OpenGVLab/GMAI-MMBench",
         license="Apache-2.0",  # one curator treats it as CC BY-NC-SA
         citation="Chen et al., GMAI-MMBench, NeurIPS 2024, arXiv 2408.03361",
@@ -473,6 +481,7 @@ BENCHMARKS = (
         split="TEST",
         expected={"all": 21281},
         files={"GMAI_mm_bench_TEST_part_1..11.tsv": "11 files"},
+        hub_files=("GMAI*TEST*.tsv",),
         homepage=_HUB + "OpenGVLab/GMAI-MMBench",
         license="Apache-2.0",
         access="answers kept back: `write_submission`, then by e-mail to wangguoan@pjlab.org.cn",
@@ -490,6 +499,7 @@ BENCHMARKS = (
             **{f"subject={subject}": 30 for subject in _MMMU_SUBJECTS},
         },
         files={f"{subject}/validation-00000-of-00001.parquet": "" for subject in _MMMU_SUBJECTS},
+        hub_files=tuple(f"{subject}/validation-*.parquet" for subject in _MMMU_SUBJECTS),
         homepage=_HUB + "MMMU/MMMU",
         license="Apache-2.0",
         access="open; the answers of its test split are on EvalAI (2179), which wants an account",
@@ -505,6 +515,7 @@ BENCHMARKS = (
         split="test",
         expected={"all": 2000, "question_type=Reasoning": 1446, "question_type=Understanding": 554},
         files={"MM/test.jsonl": "2.02 MB", "images.zip -> images/": "517 MB"},
+        hub_files=("MM/test.jsonl", "images.zip"),
         homepage=_HUB + "TsinghuaC3I/MedXpertQA",
         license="MIT",
         citation="Zuo et al., MedXpertQA, arXiv 2501.18362",
@@ -518,6 +529,7 @@ BENCHMARKS = (
         split="validation",
         expected={"all": 4183},
         files={"data/validation-00000-of-00001.parquet": ""},
+        hub_files=("data/validation-*.parquet",),
         homepage=_HUB + "openlifescienceai/medmcqa",
         license="Apache-2.0",
         citation="Pal et al., MedMCQA, CHIL 2022",

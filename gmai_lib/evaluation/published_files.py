@@ -64,6 +64,7 @@ class Benchmark:
     split: str
     expected: dict[str, int]  # subset ("all", or "key=value") -> published number of items
     files: dict[str, str]  # name -> size as the hub prints it, "" where it does not
+    hub_files: tuple[str, ...] = ()  # globs of what it needs of its repository on the hub
     homepage: str
     license: str
     access: str = "open"
