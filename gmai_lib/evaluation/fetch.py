@@ -39,7 +39,7 @@ _HUB_ERRORS = (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     JSONDecodeError,  # a page where the hub's answer should be: the login of a guest network
-    RuntimeError,  # hf_xet's only one, when the store of the large files fails
+    RuntimeError,  # of hf_xet, whenever the hub's store of large files fails it
 )
 
 
@@ -104,7 +104,8 @@ def download(name: str, folder: Path, *, endpoint: str | None = None) -> Path:
         # Without a timeout nothing would be said behind a firewall that drops what it refuses.
         info = HfApi(endpoint=endpoint).dataset_info(repository, timeout=30)
         wanted = _wanted(benchmark, [file.rfilename for file in info.siblings or ()])
-        # All files of one commit. If the hub breaks off, any folder that is not empty is returned.
+        # A commit, so that all files are of one version. Where the hub cannot be reached it returns
+        # any folder that is not empty, as if it were complete; hence the check for missing files.
         snapshot_download(
             repository,
             repo_type="dataset",
