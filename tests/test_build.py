@@ -17,7 +17,7 @@ from synthetic_records import PNG, one_of_each, phantom, png, record, text_only
 from gmai_lib.dataset import build
 from gmai_lib.dataset.build import write_pairs
 from gmai_lib.dataset.writers import TemplateWriter
-from gmai_lib.schema import SPLITS
+from gmai_lib.schema import SPLITS, QuestionAnswer
 
 
 def split_over(records):
@@ -298,6 +298,21 @@ def test_a_commercial_build_names_every_forbidden_source_and_leaves_nothing(tmp_
 
 
 # ---- many processes, and a process that is killed -------------------------------------------
+
+
+def test_what_is_said_beside_a_source_s_own_words_is_judged_and_those_are_not(tmp_path):
+    own = {"report": "A cyst of the liver.", "labels": ("nodule",)}
+    asked = (QuestionAnswer(question="Where is the cyst?", answer="In the liver."),)
+    made = split_over([record("a", **own), record("b", labels=("nodule",), qa=asked)])
+    manifest = write(made, tmp_path / "right", chinese_fraction=0)
+    assert manifest["fidelity"]["refused"] == []
+    manifest = write(made, tmp_path / "wrong", writer=Liar(always=True), chinese_fraction=0)
+    assert manifest["num_samples"] == 0
+    manifest = write(
+        made, tmp_path / "kept", writer=Liar(always=True), chinese_fraction=0, gate=False
+    )
+    assert manifest["num_samples"] == len(manifest["fidelity"]["refused"]) > 0
+    assert manifest["gate"] is False
 
 
 class Logging(TemplateWriter):

@@ -8,7 +8,15 @@ from synthetic_records import blood_cells, nuclei, organs, phantom, tumor
 
 from gmai_lib.dataset.describe import Page, describe
 from gmai_lib.dataset.facts import extract
-from gmai_lib.dataset.fidelity import KINDS, check, check_question, plant
+from gmai_lib.dataset.fidelity import (
+    KINDS,
+    check,
+    check_answer,
+    check_question,
+    check_turns,
+    misread,
+    plant,
+)
 from gmai_lib.dataset.writers import TemplateWriter
 from gmai_lib.schema import Fact
 
@@ -203,3 +211,100 @@ def test_the_end_of_a_verb_and_the_start_of_a_finding_are_no_other_finding():
 )
 def test_a_question_may_not_take_for_granted_what_is_not_there(language, question, said):
     assert [p.said for p in check_question(question, FACTS, language)] == said
+
+
+HEALTHY = tuple(f for f in FACTS if f.kind in ("modality", "organ")) + (
+    Fact(id="h", kind="label", value="no finding"),
+)
+TWO = (*FACTS, Fact(id="m", kind="label", value="cyst"),
+       Fact(id="n", kind="place", value="lower right", label="cyst"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "facts", "said"),
+    [
+        ("Is there a nodule? Answer briefly.", "yes", FACTS, []),
+        ("Is there a nodule? Answer briefly.", "no", FACTS, ["nodule"]),
+        ("Is there a mass?", "No.", FACTS, []),
+        ("Is there a mass?", "<ref>yes</ref>", FACTS, ["mass"]),
+        ("Is there a cyst?", "yes", FACTS, ["cyst"]),
+        ("Is there a cyst?", "no", FACTS, ["cyst"]),  # nobody looked for it
+        ("Is this a CT image?", "no", FACTS, ["CT"]),
+        ("Is this an MR image?", "yes", FACTS, ["MR"]),
+        ("Is this an MR image?", "no", FACTS, []),
+        ("Is the liver shown?", "no", FACTS, []),
+        ("Is the liver shown?", "yes", FACTS, ["liver"]),
+        ("Is the lung shown?", "no", FACTS, ["lung"]),
+        ("Does the nodule lie in the upper left?", "yes", FACTS, []),
+        ("Does the nodule lie in the lower right?", "yes", FACTS, ["lower right"]),
+        ("Is it a nodule or a cyst?", "yes", FACTS, []),  # says nothing
+        ("Is there any finding?", "yes", FACTS, []),
+        ("Is there any finding?", "no", FACTS, ["no finding"]),
+        ("Is there any finding?", "no", HEALTHY, []),
+        ("Is there any finding?", "yes", HEALTHY, ["finding"]),
+        ("Is this image free of findings?", "yes", FACTS, ["no finding"]),
+        ("Is it true that there is no finding?", "no", HEALTHY, ["finding"]),
+        ("How many nodules are there? Answer briefly.", "1", FACTS, []),
+        ("How many nodules are there? Answer briefly.", "three", FACTS, ["3 nodule"]),
+        ("How many findings are there?", "2", FACTS, ["2 nodule"]),
+        ("What is the dose?", "2", FACTS, []),
+        ("Where is the nodule?", "upper left", FACTS, []),
+        ("Where is the nodule?", "lower right", TWO, ["lower right"]),  # that of the cyst
+        ("Where is the cyst?", "lower right", TWO, []),
+        ("图中是否有结节？请简短回答。", "否", FACTS, ["nodule"]),
+        ("图中有没有肿块？", "没有", FACTS, []),
+        ("图中有没有肿块？", "有", FACTS, ["mass"]),
+        ("该图像的模态是否为磁共振？", "是", FACTS, ["MR"]),
+        ("图中是否没有异常？", "是", FACTS, ["no finding"]),
+        ("图像里是否看不到异常？", "否", FACTS, []),
+        ("能否看到异常？", "是", HEALTHY, ["finding"]),
+        ("图中有几个结节？请简短回答。", "2", FACTS, ["2 nodule"]),
+        ("图中有几个结节？请简短回答。", "一", FACTS, []),
+    ],
+)
+def test_a_bare_answer_is_read_with_its_question(question, answer, facts, said):
+    language = "zh" if any(character >= "\u4e00" for character in question) else "en"
+    assert [p.said for p in check_answer(question, answer, facts, language)] == said
+
+
+def test_what_the_templates_write_passes_and_what_was_misread_often_does_not():
+    writer, counts = TemplateWriter(0), Counter()
+    for number, made in enumerate(RECORDS):
+        facts, rng = extract(made), Random(number)
+        for language in ("en", "zh"):
+            for name, read in (("right", facts), ("wrong", misread(facts, rng))):
+                for sample in writer.write(made, read, language=language):
+                    said = [turn["content"] for turn in sample.conversations]
+                    turns = list(zip(said[::2], said[1::2], strict=True))
+                    found = check_turns(turns, facts, language)
+                    counts[name, bool(found)] += 1
+                    assert name == "wrong" or not found, (turns, found[0])
+    assert counts["right", False] > 1000
+    # Most samples of a record do not state the one fact that was read wrong.
+    assert counts["wrong", True] > 0.55 * counts["wrong", False]
+
+
+def test_a_written_report_is_checked_and_the_source_s_own_words_are_not():
+    asked = "Report: A cyst lies in the lung.\nQuestion: Which organ is shown?"
+    assert [p.said for p in check_turns([(asked, "lung")], FACTS, "en")] == ["cyst"]
+    own = {"A cyst lies in the lung.", "It is a cyst."}
+    assert not check_turns([(asked, "lung")], FACTS, "en", quoted=own)
+    assert not check_turns([("Where is the cyst?", "It is a cyst.")], FACTS, "en", quoted=own)
+    assert check_turns([("Where is the cyst?", "upper left")], FACTS, "en", quoted=own)
+
+
+def test_a_place_that_is_wrong_by_itself_is_named_once():
+    assert len(check_turns([("Where is the nodule?", "lower right")], FACTS, "en")) == 1
+
+
+def test_misreading_changes_one_thing_and_a_text_has_nothing_to_misread():
+    for number in range(60):
+        changed = misread(FACTS, Random(number))
+        assert changed != FACTS
+        if not any(f.value == "nodule" for f in changed if f.kind == "label"):
+            denied = [f for f in changed if f.kind == "absent" and f.value == "nodule"]
+            renamed = [f for f in changed if f.kind == "label"]
+            assert denied or renamed
+            if denied:  # what is absent has no place
+                assert not [f for f in changed if f.label == "nodule"]
+    assert misread((), Random(0)) == ()

@@ -25,7 +25,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from random import Random
 
-from gmai_lib.dataset import fidelity, licenses
+from gmai_lib.dataset import fidelity, licenses, writers
 from gmai_lib.dataset.facts import extract
 from gmai_lib.outputs import atomic, read_json, sha256_of, write_json
 from gmai_lib.pool import on_cluster, ordered
@@ -316,14 +316,10 @@ class _Tally:
 
     def accepts(self, record: Record, sample: Sample) -> bool:
         """Whether the sample says only what its facts say; a refused one is remembered."""
-        if record.report or record.qa:
-            return True
-        asked, said = (
-            "\n".join(t["content"] for t in sample.conversations if t["role"] == role)
-            for role in ("user", "assistant")
-        )
-        problems = fidelity.check(said, sample.facts, sample.language)
-        problems += fidelity.check_question(asked, sample.facts, sample.language)
+        said = [turn["content"].removeprefix("<image>\n") for turn in sample.conversations]
+        turns = zip(said[::2], said[1::2], strict=True)
+        quoted = writers.quoted(record, sample.language)
+        problems = fidelity.check_turns(turns, sample.facts, sample.language, quoted=quoted)
         self.checked += 1
         if problems:
             reasons = [{"kind": p.kind, "reason": str(p)} for p in problems]

@@ -1,6 +1,7 @@
 """The fidelity gate: whatever a writer says about an image is checked against its facts.
 
     for problem in check("A mass in the left lung.", facts, "en"): print(problem)
+    problems = check_turns([("How many nodules are there?", "3")], facts, "en")
 
 The checker reads text, not templates: it finds the terms of the lexicon in every sentence and asks
 whether a fact says so. It catches another modality, organ, department, side, place, count, size or
@@ -12,7 +13,7 @@ Paper: section 3.1, step 5 ties text to the annotation and checks 30 pairs of a 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
@@ -32,6 +33,7 @@ from gmai_lib.dataset.lexicon import (
     plural,
     translate,
 )
+from gmai_lib.dataset.phrases import QUESTION_PREFIX, REPORT_PREFIX
 from gmai_lib.schema import (
     DEPARTMENTS,
     IMAGE_MODALITIES,
@@ -90,6 +92,18 @@ _OPEN = {
     "en": re.compile(r"^(?!.*\bor\b).*\b(?:where|which|what|how|why)\b"),
     "zh": re.compile("^(?!.*(?:还是|或|是否|有没有|有无|吗)).*(?:哪|什么|多少|几|如何|怎)"),
 }
+_TAG = re.compile(r"<box>.*?</box>|</?\w+>")
+_YES, _NO = {"yes", "是", "有"}, {"no", "否", "不是", "没有", "无"}
+_CHOICE = re.compile(r"\bor\b|还是|或")
+_COUNT = re.compile("(?i)how many|number of|count|[几多少]|数量")
+_FINDING = {
+    "en": re.compile(r"\b(?:findings?|abnormalit(?:y|ies))\b"),
+    "zh": re.compile("异常"),
+}
+_NO_FINDING = {
+    "en": re.compile(r"\b(?:no|not|without|free of|clear of)\b"),
+    "zh": re.compile("未|没有|看不到|无"),
+}
 _REGION = re.compile("\\bthis region\\b|该区域")
 
 
@@ -110,7 +124,7 @@ def check(text: str, facts: tuple[Fact, ...], language: str) -> list[Problem]:
 
     Markup (`<ref>`, `<box>`) is ignored: boxes are compared where they are written.
     """
-    text = re.sub(r"<box>.*?</box>|</?\w+>", " ", text)
+    text = _TAG.sub(" ", text)
     known = _known(facts)
     problems = []
     for clause in _clauses(text, language):
@@ -125,8 +139,6 @@ def check_question(question: str, facts: tuple[Fact, ...], language: str) -> lis
     cyst?" do not. Only findings are judged: to ask about another organ or side is no claim.
     """
     known, problems = _known(facts), []
-    # 说出 + 血小板: "name" + "platelet", no 出血 (bleeding)
-    question = question.replace("说出", "说")
     for clause in _clauses(question, language):
         if _OPEN[language].search(clause.lower()):
             problems += [
@@ -137,6 +149,113 @@ def check_question(question: str, facts: tuple[Fact, ...], language: str) -> lis
                 if said not in known.labels and said != NOT_AN_ORGAN
             ]
     return problems
+
+
+def check_answer(question: str, answer: str, facts: tuple[Fact, ...], language: str):
+    """Return the problems of a bare answer that only show beside its question.
+
+    "yes" and "no" say what the question asks, a number counts what it names, and "upper left" is
+    the place of what it names. Whatever the answer says by itself is `check`'s.
+    """
+    known, bare = _known(facts), _TAG.sub(" ", answer).strip().rstrip(".。").lower()
+    asked = _asked(question, language)
+    clause = _parse(asked, language)
+    things = [t for t in clause.terms if t.kind == "thing"]
+    if bare in _YES | _NO:
+        if _CHOICE.search(asked.lower()):
+            return []
+        if (any_problem := _any_finding(asked, clause, bare in _YES, known, language)) is not None:
+            return any_problem
+        return _judge(asked, known, language) if bare in _YES else _denied(asked, clause, known)
+    labels = [
+        label for t in things for label in [t.read(known.everything)] if label in known.labels
+    ]
+    if (number := _bare_number(bare, language)) is not None:
+        if not things and len(known.counts) == 1:  # "how many findings"
+            labels = list(known.counts)
+        counted = len(labels) == 1 >= len(things) and not clause.region and _COUNT.search(asked)
+        wrong = counted and known.counts.get(labels[0]) not in (None, number)
+        return [Problem("count", f"{number} {labels[0]}", asked)] if wrong else []
+    said = _parse(_TAG.sub(" ", answer), language)
+    if not labels or any(term.kind == "thing" for term in said.terms):
+        return []
+    places = [t.read(known.everything) for t in said.terms if t.kind == "place" and not t.denied]
+    wrong = [("place", v) for v in places if not _holds(known.places, labels, v)]
+    wrong += [("side", v) for v in said.sides if not _holds(known.sides, labels, v)]
+    wrong += [("size", v) for v in said.sizes if not _holds(known.sizes, labels, v)]
+    return [Problem(kind, value, f"{asked} {answer}") for kind, value in wrong]
+
+
+def check_turns(
+    turns: Iterable[tuple[str, str]],
+    facts: tuple[Fact, ...],
+    language: str,
+    *,
+    quoted: Container[str] = (),
+) -> list[Problem]:
+    """Return every problem of a conversation of (question, answer) turns.
+
+    A report that stands before a question is checked like an answer. `quoted` are the source's own
+    reports and answers: they, and questions with such an answer, are nobody's invention.
+    """
+    problems = []
+    for asked, said in turns:
+        told, _, question = asked.rpartition(f"\n{QUESTION_PREFIX[language]}")
+        told = told.removeprefix(REPORT_PREFIX[language])
+        if told not in quoted:
+            problems += check(told, facts, language)
+        if said not in quoted:
+            problems += check_question(question, facts, language)
+            # Once: a place may be wrong by itself and for the label that is asked about.
+            own = check(said, facts, language)
+            problems += own or check_answer(question, said, facts, language)
+    return problems
+
+
+def _asked(question: str, language: str) -> str:
+    """The clause that asks."""
+    question = _TAG.sub(" ", question).replace("有没有", "有").replace("有无", "有")
+    clauses = list(_clauses(question, language))
+    asking = [clause for clause in clauses if clause.rstrip().endswith(("?", "？"))]
+    return (asking or clauses or [""])[0]
+
+
+def _any_finding(
+    asked: str, clause: "_Clause", yes: bool, known: "_Known", language: str
+) -> list[Problem] | None:
+    """What is wrong with an answer to "is there any finding?"; None if that is not asked."""
+    named = {term.meanings[0] for term in clause.terms} - {"abnormality"}
+    if named or not _FINDING[language].search(asked.lower()):
+        return None
+    denies = _NO_FINDING[language].search(asked.lower()) is not None
+    if yes != denies:  # there is one
+        found = {label for label in known.labels - NEGATIVE_LABELS if not is_structure(label)}
+        return [] if found else [Problem("label", "finding", asked)]
+    healthy = known.values["label"] & NEGATIVE_LABELS
+    return [] if healthy else [Problem("label", NO_FINDING, asked)]
+
+
+def _denied(asked: str, clause: "_Clause", known: "_Known") -> list[Problem]:
+    """What is wrong with "no": what is asked is so, or nobody looked for it."""
+    if len(clause.terms) != 1 or clause.terms[0].denied:
+        return []
+    (term,) = clause.terms
+    said = term.read(known.everything)
+    if term.kind in ("modality", "department"):
+        wrong = said in known.values[term.kind]
+    elif term.kind == "place":
+        wrong = False
+    elif is_structure(said) or said == NOT_AN_ORGAN:
+        wrong = said in known.organs | known.labels
+    else:
+        wrong = bool(_judge_thing(replace(term, denied=True), said, known, clause.region))
+    kind = "absent" if term.kind == "thing" else term.kind
+    return [Problem(kind, said, asked)] if wrong else []
+
+
+def _bare_number(bare: str, language: str) -> str | None:
+    words = NUMBERS if language == "en" else CHINESE_NUMBERS
+    return _number(bare, language) if bare.isdecimal() or bare in words else None
 
 
 def claims(text: str, language: str) -> frozenset[tuple[str, str, bool]]:
@@ -207,7 +326,8 @@ class _Clause:
 
 @lru_cache(maxsize=2**16)  # a writer says most clauses many times
 def _parse(clause: str, language: str) -> _Clause:
-    low = clause.lower() if language == "en" else clause
+    # 说出 + 血小板: "name" + "platelet", no 出血 (bleeding)
+    low = clause.lower() if language == "en" else re.sub("(?<=[说别])出", "", clause)
     nothing = _NOTHING[language].search(low) is not None
     low = _NOTHING[language].sub("#", low)
     region = _REGION.search(low) is not None

@@ -249,9 +249,9 @@ def _fault(job: _Job, reply: str) -> str:
             return f"too long: {_length(text)} words"
         if (job.language == "zh") != bool(re.search(r"[\u4e00-\u9fff]", text)):
             return f"not in {_LANGUAGE_NAMES[job.language]}: {text[:60]}"
-    problems = [p for answer in answers for p in fidelity.check(answer, job.facts, job.language)]
-    for question in texts[len(answers) :]:
-        problems += fidelity.check_question(question, job.facts, job.language)
+    questions = texts[len(answers) :] or [""] * len(answers)
+    turns = zip(questions, answers, strict=True)
+    problems = fidelity.check_turns(turns, job.facts, job.language)
     if problems:
         return f"not in the annotation: {problems[0].kind} {problems[0].said}"
     return ""

@@ -115,6 +115,13 @@ class TemplateWriter:
         return text
 
 
+def quoted(record: Record, language: str) -> frozenset[str]:
+    """Return the source's own reports and answers as the samples in `language` give them."""
+    if language != record.language:
+        return frozenset()
+    return frozenset(cut(text)[0] for text in (record.report, *(pair.answer for pair in record.qa)))
+
+
 def make_sample(
     record: Record, facts: tuple[Fact, ...], language: str, subset: str, turns: list[Turn], *,
     writer: str, number: int = 0,
