@@ -412,7 +412,7 @@ def test_without_download_it_only_says_where_each_is_obtained_and_what_is_there(
     said = capsys.readouterr().out
     for benchmark in BENCHMARKS:
         assert benchmark.homepage in said and benchmark.license in said
-    assert "hf download BoKelvin/SLAKE --repo-type dataset --local-dir slake_en" in said
+    assert "--download slake_en  # from BoKelvin/SLAKE" in said
     assert "vqa_rad: 3 items in" in said and "3 items of all, published are 451" in said
     assert "not in" in said and "slake_zh" in said.splitlines()[-1]
     assert everything_in(tmp_path) == present and hub.asked == []

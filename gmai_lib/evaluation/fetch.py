@@ -47,13 +47,13 @@ def describe(benchmark: Benchmark) -> str:
     """Return what is needed to get one benchmark, as a paragraph."""
     lines = [f"    {name}  {size}".rstrip() for name, size in benchmark.files.items()]
     hub = hub_repository(benchmark)
-    command = f"hf download {hub} --repo-type dataset --local-dir {benchmark.name}"
+    command = f"python -m gmai_lib.evaluation.fetch path/to/benchmarks --download {benchmark.name}"
     return "\n".join(
         [
             f"{benchmark.name}: {benchmark.title}, split {benchmark.split}, "
             f"{benchmark.expected['all']:,} items",
             f"  from      {benchmark.homepage}",
-            *([f"  command   {command}"] if hub else []),
+            *([f"  command   {command}  # from {hub}"] if hub else []),
             f"  license   {benchmark.license}; access: {benchmark.access}",
             f"  protocol  {benchmark.protocol}",
             f"  cite      {benchmark.citation}",
