@@ -513,6 +513,14 @@ def test_abstentions_and_cut_answers_are_reported():
     assert (row["abstained"], row["unfinished"], row["score"]) == (0.5, 0.5, 0.5)
 
 
+def test_an_empty_answer_is_wrong_and_stays_among_the_questions():
+    items = demo_items(kinds=("yes/no", "open"))
+    said = [row | {"response": ""} if n < 3 else row for n, row in enumerate(say(items))]
+    row = summarise(items, said, said, checkpoint="09")[0]
+    assert (row["num_items"], row["score"], row["blind_score"]) == (12, 0.75, 0.75)
+    assert row["abstained"] == 0.25
+
+
 def test_responses_must_be_those_of_the_items():
     items = demo_items()
     with pytest.raises(ValueError, match="24 items but 23 responses; 1 items without response"):
