@@ -3,17 +3,27 @@
     answer = reply(model, processor, [image_bytes], "Where is the nodule? Answer briefly.")
     attention = answer_attention(model, processor, image_bytes, question)  # (rows, columns)
     effect = occlusion(model, processor, image_bytes, question, answer)    # (rows, columns)
+    places, similarity = nearest(image_features(model, asked), image_features(model, trained))
 
 Attention says where information is read from, not that it decided the answer; occlusion measures
 an effect, but of an image the model has never seen the like of. Neither explains a diagnosis.
+The nearest training image is near to the model's own tower, which need not be near to a reader.
 
-Paper: none of this is in it. Shape letters: L layers, N heads, T tokens, P patches.
+Paper: none of this is in it. Shape letters: L layers, N heads or images, T tokens, P patches,
+D features of the tower.
 """
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from gmai_lib.model import chat, views
+from gmai_lib.dataset import writers
+from gmai_lib.dataset.lexicon import is_finding, readable
+from gmai_lib.evaluation.extraction import LETTERS
+from gmai_lib.evaluation.items import drafts_of
+from gmai_lib.model import chat, kernels, views
+from gmai_lib.schema import IMAGE_MODALITIES, PLACES
 
 
 def reply(model, processor, images, conversation, max_new_tokens: int = 64) -> str:
@@ -96,6 +106,87 @@ def occlusion(model, processor, image, question: str, answer: str):
     log_probabilities = logits[:, :-1][:, said].float().log_softmax(-1)  # (P + 1, S, V)
     total = log_probabilities[:, torch.arange(int(said.sum())), targets[said]].sum(1)
     return (total[-1] - total[:-1]).view(side, side).cpu().numpy()
+
+
+def image_features(model, images, batch_size: int = 64):
+    """Return what the tower makes of each image, (N, D) float32 of length 1.
+
+    The mean over the patches of what the projector reads. Of an image that the model gets in
+    tiles, it is the whole that counts.
+    """
+    vision = model.config.vision_config
+
+    def pooled(start: int) -> np.ndarray:
+        with torch.inference_mode():  # which every thread enters for itself
+            pixels = chat.pixel_values(images[start : start + batch_size], vision)
+            patches = model.patch_features(pixels.to(model.device, model.dtype))  # (N, P, D)
+            return torch.nn.functional.normalize(patches.float().mean(1)).cpu().numpy()
+
+    # Threads inside the products of a small tower wait for one another, and on two busy cores
+    # take four times as long; batches side by side do not. On a GPU a few threads decode ahead.
+    workers = torch.get_num_threads() if model.device.type == "cpu" else 4
+    with kernels.threads_of(1), ThreadPoolExecutor(workers) as threads:
+        rows = list(threads.map(pooled, range(0, len(images), batch_size)))
+    width = vision.hidden_size * model.config.pixel_shuffle**2  # D
+    return np.concatenate([np.zeros((0, width), np.float32), *rows])
+
+
+def nearest(features, training):
+    """Return for each of `features` (N, D) the place of the most similar of `training` (M, D).
+
+    And its cosine similarity: two arrays (N,). Rows have length 1, as `image_features` gives
+    them; of equally similar ones the first counts. Raises ValueError if `training` is empty.
+    """
+    if not len(training):
+        raise ValueError(f"no training images to compare {len(features)} images with")
+    similarity = features @ training.T  # (N, M)
+    places = similarity.argmax(1)
+    return places, similarity[np.arange(len(features)), places]
+
+
+def asked(item) -> tuple[str, str]:
+    """Return the kind of a question and the label that it names, "" for none.
+
+    Of an item that `evaluation.items.Draft.item` made: both stand in its id.
+    """
+    kind, about = item.id.split("#")[2:4]
+    return kind, about
+
+
+def spelled(item, answer: str | None) -> str:
+    """Return a reference or a scored prediction as text: of a letter, the option it stands for."""
+    if not answer:
+        return "nothing readable"
+    if item.kind == "multiple choice":
+        return item.options[LETTERS.index(answer)]
+    return answer
+
+
+def told(record, item) -> str:
+    """Return what the annotation of a training `record` answers to the kind of question of `item`.
+
+    About the label that the question names, if it names one (see `asked`), and in English. Where
+    the annotation does not say, its labels, or else the answers that came with the image.
+    """
+    kind, about = asked(item)
+    if kind == "multiple choice":
+        kind = _kind_of(item.options)
+    drafts = [d for d in drafts_of(record, name_labels=True) if d.kind == kind]
+    facts = [d.fact for d in drafts if about in ("", d.about)]
+    if facts:
+        kind = "present" if kind == "yes/no" else kind  # "absent" facts answer it with no
+        return ", ".join(dict.fromkeys(writers.answer(kind, fact, "en") for fact in facts))
+    if record.labels:
+        return f"labelled {', '.join(map(readable, record.labels))}"
+    return "; ".join(pair.answer for pair in record.qa) or "nothing"
+
+
+def _kind_of(options) -> str:
+    """What a multiple choice lets choose among."""
+    for kind, names in (("modality", IMAGE_MODALITIES), ("location", PLACES)):
+        if set(options) <= set(names):
+            return kind
+    return "finding" if any(map(is_finding, options)) else "organ"
 
 
 def share_inside(weights, boxes) -> tuple[float, float]:

@@ -38,6 +38,7 @@ from gmai_lib.outputs import atomic
 
 __all__ = [
     "Job",
+    "answer_log_probabilities",
     "evaluate",
     "evaluate_jobs",
     "merge_parts",
@@ -205,18 +206,40 @@ def option_likelihoods(
     Raises ValueError for an item without options, and for a chat template whose answers do not
     begin where its prompt ends.
     """
+    candidates = [_candidates(item) for item in items]
+    found = _log_probabilities(model, processor, items, candidates, batch_size, image_mode)
+    return [_most_likely(*row) for row in zip(items, candidates, found, strict=True)]
+
+
+def answer_log_probabilities(
+    model, processor, items: list[Item], answers: list[str], *, batch_size: int = 64
+) -> np.ndarray:
+    """Return how probable each of `answers` is as the whole answer to its item: (N,), in nats.
+
+    The sum over the tokens of the answer and the end of the turn, among all that the model could
+    say. The text is tokenised anew: an answer that was generated in another spelling has the
+    probability of the usual one.
+    """
+    alone = [(text,) for text in answers]
+    found = _log_probabilities(model, processor, items, alone, batch_size)
+    return np.array([row[text] for row, text in zip(found, answers, strict=True)], float)
+
+
+def _log_probabilities(
+    model, processor, items, texts: list[tuple[str, ...]], batch_size: int, image_mode="image"
+) -> list[dict[str, float]]:
+    """Per item: each of its `texts` -> log-probability of it and of the end of the turn."""
     import torch
 
-    candidates = {item.id: _candidates(item) for item in items}
     ask = asker(model, processor, with_image=image_mode != "none")
     images = replaced_images(items, image_mode, seed=0)
-    rows = []  # (item, candidate, prompt with the candidate after it, the candidate's tokens)
-    for item in items:
-        said = ask.answered(ask.prepare(item, images), candidates[item.id])
-        rows += [(item, text, *row) for text, row in zip(candidates[item.id], said, strict=True)]
+    rows = []  # (place of the item, text, prompt with the text after it, the text's tokens)
+    for place, (item, own) in enumerate(zip(items, texts, strict=True)):
+        said = ask.answered(ask.prepare(item, images), own)
+        rows += [(place, text, *row) for text, row in zip(own, said, strict=True)]
     # Options of one question side by side: what is before them then runs once.
-    rows.sort(key=lambda row: (len(row[2]["ids"]) - len(row[3]), row[0].id))
-    found = defaultdict(dict)  # item id -> candidate -> log probability
+    rows.sort(key=lambda row: (len(row[2]["ids"]) - len(row[3]), items[row[0]].id))
+    found = [{} for _ in items]
     was_training = model.training
     model.eval()
     try:
@@ -225,13 +248,13 @@ def option_likelihoods(
                 batch = rows[start : start + batch_size]
                 most = max(len(ids) for *_, ids in batch) + 1  # and the end
                 log_p = ask.log_probabilities([prompt for _, _, prompt, _ in batch], most)
-                for (item, text, _, ids), row in zip(batch, log_p, strict=True):
-                    wanted = torch.tensor(ids, device=row.device)
+                for (place, text, _, ids), row in zip(batch, log_p, strict=True):
+                    wanted = torch.tensor(ids, dtype=torch.long, device=row.device)
                     said = row[-1 - len(ids) : -1].gather(1, wanted[:, None]).sum()
-                    found[item.id][text] = float(said + row[-1, ask.ends].logsumexp(0))
+                    found[place][text] = float(said + row[-1, ask.ends].logsumexp(0))
     finally:
         model.train(was_training)
-    return [_most_likely(item, candidates[item.id], found[item.id]) for item in items]
+    return found
 
 
 def _candidates(item: Item) -> tuple[str, ...]:

@@ -132,7 +132,11 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def image_features(self, pixel_values):
-        """Encode pixel_values (N, 3, H, W) to image features (N, P, D).
+        """Encode pixel_values (N, 3, H, W) to image features (N, P, D)."""
+        return self.multi_modal_projector(self.patch_features(pixel_values))
+
+    def patch_features(self, pixel_values):
+        """Encode pixel_values (N, 3, H, W) to what the projector reads, (N, P, vision width).
 
         Layers after `vision_feature_layer` do not run: asking transformers for all hidden
         states would compute them and keep every one in memory.
@@ -146,7 +150,7 @@ class GMAIVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         patches = hidden[:, self.config.class_tokens :]
         if self.config.pixel_shuffle > 1:
             patches = join_patches(patches, self.config.pixel_shuffle)
-        return self.multi_modal_projector(patches)
+        return patches
 
     def forward(
         self,
