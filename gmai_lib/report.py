@@ -277,27 +277,58 @@ def plot_calibration(measured: dict[str, dict], out: Path, name: str, *, title: 
     return save(figure, rows, out, name)
 
 
-def plot_confusion(pairs: list[tuple[str, str]], out: Path, name: str, *, title: str):
-    """Draw counts of (reference, prediction); predictions outside the references share a column."""
-    references = sorted({reference for reference, _ in pairs})
-    known = set(references)
-    predictions = [*references, "other"]
-    counts = np.zeros((len(references), len(predictions)), int)
-    for reference, prediction in pairs:
-        column = predictions.index(prediction if prediction in known else "other")
-        counts[references.index(reference), column] += 1
-    figure, axes = _subplots(1, 1, (0.36 * len(predictions) + 2.2, 0.32 * len(references) + 1.6))
-    axis = axes.flat[0]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    _show_counts(axis, counts, shares, references, predictions)
-    axis.set_xlabel("answer of the model")
-    axis.set_ylabel("reference")
-    axis.set_title(title)
+def plot_confusion(
+    pairs: dict[str, list[tuple[str, str]]],
+    out: Path,
+    name: str,
+    *,
+    title: str,
+    least: int = 5,
+    columns: int = 4,
+):
+    """Draw counts of (reference, prediction) in one panel per key of `pairs`, the modality.
+
+    Predictions outside the references of a panel share a column. A panel with fewer than `least`
+    pairs is left out, and named below; its counts are in the CSV.
+    """
+    tables = {modality: _confusion(own) for modality, own in pairs.items()}
+    drawn = [modality for modality, own in pairs.items() if len(own) >= least]
+    columns = max(1, min(columns, len(drawn)))
+    lines = max(1, -(-len(drawn) // columns))
+    size = (max(4.0, 2.9 * columns), 2.6 * lines + 0.8)
+    figure, axes = _subplots(lines, columns, size)
+    for axis, modality in zip(axes.flat, drawn, strict=False):
+        references, predictions, counts = tables[modality]
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        _show_counts(axis, counts, shares, references, predictions)
+        right, total = np.trace(counts), counts.sum()
+        axis.set_title(f"{modality}: {right} of {total} right", fontsize=8)
+    for axis in axes.flat[len(drawn) :]:
+        axis.axis("off")
+    if not drawn:
+        _say(axes.flat[0], f"no panel has {least} questions")
+    left_out = [f"{m} ({len(own)})" for m, own in pairs.items() if m not in drawn]
+    note = "rows: reference; columns: answer of the model"
+    note += f"; fewer than {least} questions: {', '.join(left_out)}" if left_out else ""
+    _frame(figure, title, note)
     rows = [
-        {"reference": references[r], "prediction": predictions[c], "count": int(n)}
+        {"modality": modality, "reference": references[r], "prediction": predictions[c]}
+        | {"count": int(n)}
+        for modality, (references, predictions, counts) in tables.items()
         for (r, c), n in np.ndenumerate(counts)
     ]
     return save(figure, rows, out, name)
+
+
+def _confusion(pairs) -> tuple[list[str], list[str], np.ndarray]:
+    """References, predictions ("other" last) and the counts, (references, predictions)."""
+    references = sorted({reference for reference, _ in pairs})
+    predictions = [*references, "other"]
+    counts = np.zeros((len(references), len(predictions)), int)
+    for reference, prediction in pairs:
+        column = predictions.index(prediction if prediction in references else "other")
+        counts[references.index(reference), column] += 1
+    return references, predictions, counts
 
 
 def plot_coverage(tables: list, out: Path, name: str, *, title: str):
@@ -420,14 +451,10 @@ def plot_attention(pictures: list[dict], out: Path, name: str, *, title: str, no
     width = max(3.6, 1.75 * len(pictures) + 0.2)  # one picture still leaves room for the title
     figure, axes = _subplots(2, len(pictures), (width, 4.2))
     for column, picture in enumerate(pictures):
-        image, weights = picture["image"], np.asarray(picture["weights"], float)
-        height, width = image.shape[:2]
+        image = picture["image"]
         for axis in axes[:, column]:
             _show_image(axis, image, picture.get("boxes", ()), GREEN)
-        axes[1, column].imshow(
-            weights / max(weights.max(), 1e-12), cmap="inferno", alpha=0.55, vmin=0, vmax=1,
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest",
-        )  # fmt: skip
+        _show_weights(axes[1, column], image, picture["weights"])
         caption = textwrap.fill(textwrap.shorten(picture["caption"], 70, placeholder=" ..."), 26)
         axes[0, column].set_title(caption, fontsize=6.5, weight="normal", loc="center")
     _frame(figure, title, note)
@@ -437,6 +464,46 @@ def plot_attention(pictures: list[dict], out: Path, name: str, *, title: str, no
         for (r, c), w in np.ndenumerate(np.asarray(p["weights"], float))
     ]
     return save(figure, rows, out, name)
+
+
+def plot_mistakes(
+    mistakes: list[dict], out: Path, name: str, *, title: str, note: str = "", columns: int = 4
+):
+    """Draw wrong answers, each as its image, the attention, and the nearest training image.
+
+    Keys: "image" with "boxes"; "weights" (h, w); "nearest" with "nearest_boxes"; and in words or
+    numbers "question", "said" with its "probability", "reference", "told" (of the nearest image)
+    with its "similarity". Drawn in the order given. Without mistakes the figure says so.
+    """
+    lines = max(1, -(-len(mistakes) // columns))
+    figure, axes = _subplots(lines, columns, (2.9 * columns, 1.38 * lines + 0.75))
+    rows = []
+    for number, (axis, mistake) in enumerate(zip(axes.flat, mistakes, strict=False), 1):
+        panels = [axis.inset_axes((0.34 * n, 0, 0.32, 1), anchor="N") for n in range(3)]
+        left, middle, right = panels
+        for panel in (left, middle):
+            _show_image(panel, mistake["image"], mistake["boxes"], GREEN)
+        _show_weights(middle, mistake["image"], mistake["weights"])
+        _show_image(right, mistake["nearest"], mistake["nearest_boxes"], GREEN)
+        sure = f"{100 * mistake['probability']:.1f} %"
+        words = (
+            f"{number}. {mistake['question']}: {mistake['said']} ({sure})",
+            f"annotated: {mistake['reference']}",
+            f"nearest: {mistake['told']} (similarity {mistake['similarity']:.3f})",
+        )
+        words = "\n".join(textwrap.shorten(line, 50, placeholder=" ...") for line in words)
+        words = words.encode("latin-1", "replace").decode("latin-1")  # the font has no Chinese
+        axis.set_title(words, fontsize=7, weight="normal", parse_math=False)
+        numbers = ("question", "said", "probability", "reference", "told", "similarity")
+        weights = np.asarray(mistake["weights"], float)
+        rows.append({"rank": number} | {key: mistake[key] for key in numbers})
+        rows[-1] |= {"rows": len(weights), "attention": " ".join(f"{w:.5f}" for w in weights.flat)}
+    for axis in axes.flat:
+        axis.axis("off")
+    if not mistakes:
+        _say(axes.flat[0], "no wrong answers")
+    _frame(figure, title, note)
+    return save(figure, rows or [{"rank": "no wrong answers"}], out, name)
 
 
 def _subplots(rows: int, columns: int, size: tuple[float, float]):
@@ -485,6 +552,22 @@ def _show_image(axis, image, boxes, colour):
         size = ((x2 - x1) * width, (y2 - y1) * height)
         axis.add_patch(Rectangle(corner, *size, fill=False, ec=colour, lw=1.2))
     axis.axis("off")
+
+
+def _show_weights(axis, image, weights):
+    """Lay `weights` (h, w) over an image that is already drawn, the largest brightest."""
+    weights = np.asarray(weights, float)
+    height, width = image.shape[:2]
+    axis.imshow(
+        weights / max(weights.max(), 1e-12), cmap="inferno", alpha=0.55, vmin=0, vmax=1,
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest",
+    )  # fmt: skip
+
+
+def _say(axis, words: str):
+    """Write `words` where a panel has nothing to show."""
+    axis.axis("off")
+    axis.text(0, 0.5, words, transform=axis.transAxes, va="center")
 
 
 def _rounded(left, width, height, colour):

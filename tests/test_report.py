@@ -44,6 +44,17 @@ def picture(**more):
 
 
 CALIBRATED = protocols.calibration([0.3, 0.8, 0.9], [1, 0, 1], bins=4)
+
+
+def mistake(**more):
+    """A wrong answer about an image without boxes, as `plot_mistakes` takes it."""
+    dark = np.full((16, 16), 90, np.uint8)
+    words = {"question": "finding", "said": "nodule", "reference": "cyst", "told": "no finding"}
+    shown = {"image": dark, "boxes": [], "nearest": dark, "nearest_boxes": []}
+    numbers = {"probability": 0.875, "similarity": 0.5, "weights": np.eye(2)}
+    return words | shown | numbers | more
+
+
 FIGURES = {
     "contact_sheet": lambda out: report.contact_sheet(
         [picture(boxes=[(0.1, 0.1, 0.5, 0.5)]), picture(), picture()],
@@ -96,10 +107,14 @@ FIGURES = {
         [r for r in result_rows() if r["blind_score"]], out, "plot_blind", title="t"
     ),
     "plot_confusion": lambda out: report.plot_confusion(
-        [("cyst", "cyst"), ("cyst", "nodule"), ("nodule", "a poem")],
+        {
+            "CT": [("cyst", "cyst"), ("cyst", "nodule"), ("nodule", "a poem")],
+            "MR": [("mass", "cyst")],
+        },
         out,
         "plot_confusion",
         title="t",
+        least=2,
     ),
     "plot_coverage": lambda out: report.plot_coverage(
         [
@@ -133,6 +148,13 @@ FIGURES = {
         "plot_attention",
         title="t",
     ),
+    "plot_mistakes": lambda out: report.plot_mistakes(
+        [mistake(), mistake(said="cyst", boxes=[(0.1, 0.1, 0.5, 0.5)], probability=0.25)],
+        out,
+        "plot_mistakes",
+        title="t",
+        note="n",
+    ),
 }
 
 
@@ -161,14 +183,83 @@ def test_calibration_writes_every_bin_of_every_panel(tmp_path):
     assert rows[0]["accuracy"] == "" and rows[3]["accuracy"] == "0.5"
 
 
-def test_confusion_counts_answers_outside_the_references_as_other(tmp_path):
+def test_confusion_counts_by_modality_and_answers_outside_its_references_as_other(tmp_path):
     FIGURES["plot_confusion"](tmp_path)
     rows = {
-        (r["reference"], r["prediction"]): int(r["count"])
+        (r["modality"], r["reference"], r["prediction"]): int(r["count"])
         for r in rows_of(tmp_path, "plot_confusion")
     }
-    assert rows["nodule", "other"] == 1 and rows["cyst", "nodule"] == 1
-    assert sum(rows.values()) == 3
+    assert rows["CT", "nodule", "other"] == 1 and rows["CT", "cyst", "nodule"] == 1
+    # A cyst is known in CT, but no reference in MR: another modality's finding.
+    assert rows["MR", "mass", "other"] == 1 and ("MR", "mass", "cyst") not in rows
+    assert sum(rows.values()) == 4
+
+
+@pytest.fixture
+def figure_of(monkeypatch):
+    """Let the functions of `report` return the figure itself, laid out, and write nothing."""
+
+    def laid_out(figure, rows, out, name):
+        figure.draw_without_rendering()
+        return figure
+
+    monkeypatch.setattr(report, "save", laid_out)
+
+
+def test_confusion_names_the_modalities_with_too_few_questions(figure_of):
+    figure = FIGURES["plot_confusion"](None)
+    assert [axis.get_title("left") for axis in figure.axes] == ["CT: 1 of 3 right"]
+    assert "fewer than 2 questions: MR (1)" in figure.get_supxlabel()
+    none = report.plot_confusion({"MR": [("mass", "cyst")]}, None, "x", title="t")
+    assert none.axes[0].texts[0].get_text() == "no panel has 5 questions"
+
+
+def test_mistakes_keep_their_order_and_their_numbers(tmp_path):
+    FIGURES["plot_mistakes"](tmp_path)
+    first, second = rows_of(tmp_path, "plot_mistakes")
+    assert (first["rank"], first["said"], first["probability"]) == ("1", "nodule", "0.875")
+    assert (second["rank"], second["said"], second["probability"]) == ("2", "cyst", "0.25")
+    assert first["told"] == "no finding" and first["similarity"] == "0.5"
+    assert first["rows"] == "2" and first["attention"] == "1.00000 0.00000 0.00000 1.00000"
+
+
+def test_without_mistakes_the_figure_says_so(tmp_path, figure_of, monkeypatch):
+    figure = report.plot_mistakes([], tmp_path, "none", title="t")
+    assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["no wrong answers"]
+    monkeypatch.undo()
+    report.plot_mistakes([], tmp_path, "none", title="t")
+    assert rows_of(tmp_path, "none") == [{"rank": "no wrong answers"}]
+
+
+def test_words_above_mistakes_stay_over_their_own_images(figure_of):
+    """With the longest names, no caption reaches the next one, nor an image."""
+    words = {"question": "location, hypermetabolic focus", "said": "no finding " * 9}
+    words |= {
+        "reference": "肺",
+        "told": "labelled hypermetabolic focus, malaria parasite",
+        "probability": 1.0,
+    }
+    wide = np.full((16, 40), 90, np.uint8)
+    figure = report.plot_mistakes(
+        [mistake(**words, image=wide, similarity=-0.123)] * 20, None, "x", title="t", note="n"
+    )
+    cells = [axis for axis in figure.axes if axis.get_title("left")]
+    assert len(cells) == 20 and len(figure.axes) == 20
+    assert "annotated: ?" in cells[0].get_title("left")
+    boxes = [cell._left_title.get_window_extent() for cell in cells]
+    for box, cell in zip(boxes, cells, strict=True):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+        assert all(box.y0 >= panel.get_window_extent().y1 for panel in cell.child_axes)
+        assert not any(box.overlaps(other) for other in boxes if other is not box)
+
+
+def test_only_boxes_that_are_given_are_drawn_beside_a_mistake(figure_of):
+    box = [(0.1, 0.1, 0.5, 0.5)]
+    figure = report.plot_mistakes(
+        [mistake(), mistake(boxes=box), mistake(nearest_boxes=box)], None, "x", title="t"
+    )
+    counts = [[len(panel.patches) for panel in axis.child_axes] for axis in figure.axes]
+    assert counts == [[0, 0, 0], [1, 1, 0], [0, 0, 1], []]
 
 
 def test_coverage_counts_every_cell_of_every_table(tmp_path):
