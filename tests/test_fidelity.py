@@ -1,6 +1,7 @@
 """The fidelity gate on the writer's own text, on planted errors, and on sentences in free words."""
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -242,8 +243,8 @@ TWO = (*FACTS, Fact(id="m", kind="label", value="cyst"),
         ("Is there any finding?", "no", FACTS, ["no finding"]),
         ("Is there any finding?", "no", HEALTHY, []),
         ("Is there any finding?", "yes", HEALTHY, ["finding"]),
-        ("Is this image free of findings?", "yes", FACTS, ["no finding"]),
-        ("Is it true that there is no finding?", "no", HEALTHY, ["finding"]),
+        ("Is this image free of findings?", "yes", FACTS, []),  # not judged
+        ("Is it true that there is no finding?", "no", HEALTHY, []),
         ("How many nodules are there? Answer briefly.", "1", FACTS, []),
         ("How many nodules are there? Answer briefly.", "three", FACTS, ["3 nodule"]),
         ("How many findings are there?", "2", FACTS, ["2 nodule"]),
@@ -255,16 +256,87 @@ TWO = (*FACTS, Fact(id="m", kind="label", value="cyst"),
         ("图中有没有肿块？", "没有", FACTS, []),
         ("图中有没有肿块？", "有", FACTS, ["mass"]),
         ("该图像的模态是否为磁共振？", "是", FACTS, ["MR"]),
-        ("图中是否没有异常？", "是", FACTS, ["no finding"]),
+        ("图中是否没有异常？", "是", FACTS, []),
         ("图像里是否看不到异常？", "否", FACTS, []),
         ("能否看到异常？", "是", HEALTHY, ["finding"]),
         ("图中有几个结节？请简短回答。", "2", FACTS, ["2 nodule"]),
         ("图中有几个结节？请简短回答。", "一", FACTS, []),
+        ("图中有几个结节？", "两个", FACTS, ["2 nodule"]),
+        ("Is there a nodule in this CT?", "no", FACTS, ["nodule"]),
+        ("Is there a mass?", "Yes, there is.", FACTS, ["mass"]),
+        ("Is there a mass?", "Yes!", FACTS, ["mass"]),
+        ("是否有肿块？", "是的。", FACTS, ["mass"]),
     ],
 )
 def test_a_bare_answer_is_read_with_its_question(question, answer, facts, said):
     language = "zh" if any(character >= "\u4e00" for character in question) else "en"
     assert [p.said for p in check_answer(question, answer, facts, language)] == said
+
+
+QUALIFIED = """Is the nodule on the right?|no
+Is there a nodule on the right side of the image?|no
+Is the nodule large?|no
+Are there two nodules?|no
+Is there more than one nodule?|no
+Are there other findings besides the nodule?|no
+Is this CT normal?|no
+Is the lung normal?|no
+Is the nodule calcified?|no
+Is there an abnormality on the right side?|no
+Does the finding lie on the right?|no
+Is the finding severe?|no
+Is there more than one finding?|no
+How many slices are shown?|24
+How many ribs can be seen?|5
+How many nodules lie in the right half?|0
+In how many quadrants are nodules seen?|2
+How many kinds of nodules are seen?|1
+Is it a nodule, not a mass?|yes
+Does the patient need a follow-up MR?|yes
+Does this CT show any abnormality?|yes
+Is the nodule to the left of the heart?|yes
+结节是否位于图像右侧？|否
+图中是否有多个结节？|否
+结节大吗？|否
+这张CT正常吗？|否
+图像右侧是否有异常？|否
+这张CT有异常吗？|有
+除结节外，是否有其他异常？|否
+左侧有几个红细胞？|1"""
+
+
+@pytest.mark.parametrize("turn", QUALIFIED.splitlines())
+def test_a_qualified_question_is_left_alone(turn):
+    question, answer = turn.split("|")
+    language = "zh" if any(character >= "\u4e00" for character in question) else "en"
+    assert check_answer(question, answer, FACTS, language) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "question"),
+    [
+        ("malignant tumor", "Is there a tumor?"),
+        ("hard exudate", "Are there exudates?"),
+        ("left kidney", "Is the kidney visible?"),
+    ],
+)
+def test_a_wider_name_of_what_is_there_may_be_answered_either_way(label, question):
+    facts = (Fact(id="a", kind="label", value=label),)
+    assert check_answer(question, "yes", facts, "en") == []
+    assert check_answer(question, "no", facts, "en") == []
+
+
+@pytest.mark.parametrize(
+    "label", ["immature granulocyte", "nondisplaced rib fracture", "sessile serrated adenoma"]
+)
+def test_a_name_that_begins_like_a_denial_denies_nothing(label):
+    made = replace(phantom(0), labels=(label,), absent=(), boxes=())
+    facts, writer = extract(made), TemplateWriter(0)
+    for number in range(20):
+        for sample in writer.write(replace(made, id=f"{number}"), facts, language="zh"):
+            said = [turn["content"] for turn in sample.conversations]
+            turns = list(zip(said[::2], said[1::2], strict=True))
+            assert not check_turns(turns, facts, "zh"), turns
 
 
 def test_what_the_templates_write_passes_and_what_was_misread_often_does_not():
@@ -287,10 +359,11 @@ def test_what_the_templates_write_passes_and_what_was_misread_often_does_not():
 def test_a_written_report_is_checked_and_the_source_s_own_words_are_not():
     asked = "Report: A cyst lies in the lung.\nQuestion: Which organ is shown?"
     assert [p.said for p in check_turns([(asked, "lung")], FACTS, "en")] == ["cyst"]
-    own = {"A cyst lies in the lung.", "It is a cyst."}
+    own = {"A cyst lies in the lung.", ("Where is the cyst?", "liver")}
     assert not check_turns([(asked, "lung")], FACTS, "en", quoted=own)
-    assert not check_turns([("Where is the cyst?", "It is a cyst.")], FACTS, "en", quoted=own)
+    assert not check_turns([("Where is the cyst?", "liver")], FACTS, "en", quoted=own)
     assert check_turns([("Where is the cyst?", "upper left")], FACTS, "en", quoted=own)
+    assert check_turns([("Which organ is shown?", "liver")], FACTS, "en", quoted=own)
 
 
 def test_a_place_that_is_wrong_by_itself_is_named_once():

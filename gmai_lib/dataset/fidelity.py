@@ -83,7 +83,9 @@ _DENIES_ALL = {
     "zh": re.compile("未|没有|不可见|不存在|看不到|无(?!恶性)"),
 }
 _NOTHING = {
-    "en": re.compile(r"\bno (?:abnormal )?(?:findings?|abnormalit(?:y|ies)|lesions?)\b(?! #)"),
+    "en": re.compile(
+        r"\bno (?:abnormal )?(?:findings?|abnormalit(?:y|ies)|lesions?)\b(?! #| without)"
+    ),
     "zh": re.compile("(?:未见|无|没有)(?:明显)?异常"),
 }
 
@@ -93,16 +95,25 @@ _OPEN = {
     "zh": re.compile("^(?!.*(?:还是|或|是否|有没有|有无|吗)).*(?:哪|什么|多少|几|如何|怎)"),
 }
 _TAG = re.compile(r"<box>.*?</box>|</?\w+>")
-_YES, _NO = {"yes", "是", "有"}, {"no", "否", "不是", "没有", "无"}
-_CHOICE = re.compile(r"\bor\b|还是|或")
+_YES = {"yes", "是", "是的", "有", "有的", "存在"}
+_VERDICT = re.compile(r"(?:yes|no)\b|(?:是的?|有的?|存在|否|不是|没有|不存在|无)(?=$|[，。！,.! ])")
 _COUNT = re.compile("(?i)how many|number of|count|[几多少]|数量")
-_FINDING = {
-    "en": re.compile(r"\b(?:findings?|abnormalit(?:y|ies))\b"),
-    "zh": re.compile("异常"),
-}
-_NO_FINDING = {
-    "en": re.compile(r"\b(?:no|not|without|free of|clear of)\b"),
-    "zh": re.compile("未|没有|看不到|无"),
+_NUMBER_WORDS = {"en": NUMBERS, "zh": (*CHINESE_NUMBERS, "二")}
+_FINDING = {"en": re.compile(r"\bfindings?\b|\babnormalit"), "zh": re.compile("异常|目标|病变")}
+# All that may stand beside the thing that is asked for.
+_PLAIN = {
+    "en": re.compile(
+        r"(?:[^\w#]|#|\b(?:is|are|was|were|does|do|did|can|could|be|has|have|this|that|these|it|the"
+        r"|an?|any|images?|picture|scan|photo|study|modality|technique|organ|body|part|region|area"
+        r"|imaged|imaging|shown|seen|visible|present|identified|detected|found|made|located"
+        r"|acquired|produced|show|contain|include|depict|lie|see|say|you|we|one|there|in|of|on|by"
+        r"|with|to|true|correct|here|how|many|much|what|where|which|number|count|name|state|size"
+        r"|side|place|findings?|abnormalit(?:y|ies))\b)*"
+    ),
+    "zh": re.compile(
+        "(?:[^\\w#]|#|大小|多少|[是否有吗不为这该幅张图像片中里的能可以见到看出现存在显示含包括由获得拍摄病变器官部"
+        "位模态成像方式检查采用使用种几个处数量请一说何什么位置哪侧如任何异常目标于与在])*"
+    ),
 }
 _REGION = re.compile("\\bthis region\\b|该区域")
 
@@ -155,35 +166,75 @@ def check_answer(question: str, answer: str, facts: tuple[Fact, ...], language: 
     """Return the problems of a bare answer that only show beside its question.
 
     "yes" and "no" say what the question asks, a number counts what it names, and "upper left" is
-    the place of what it names. Whatever the answer says by itself is `check`'s.
+    the place of what it names. Judged are plain questions about one thing; whatever qualifies it
+    ("larger than", "on the right", "calcified") makes the question one that is left alone. What
+    the answer says by itself is `check`'s.
     """
-    known, bare = _known(facts), _TAG.sub(" ", answer).strip().rstrip(".。").lower()
-    asked = _asked(question, language)
-    clause = _parse(asked, language)
-    things = [t for t in clause.terms if t.kind == "thing"]
-    if bare in _YES | _NO:
-        if _CHOICE.search(asked.lower()):
-            return []
-        if (any_problem := _any_finding(asked, clause, bare in _YES, known, language)) is not None:
-            return any_problem
-        return _judge(asked, known, language) if bare in _YES else _denied(asked, clause, known)
-    labels = [
-        label for t in things for label in [t.read(known.everything)] if label in known.labels
-    ]
-    if (number := _bare_number(bare, language)) is not None:
-        if not things and len(known.counts) == 1:  # "how many findings"
-            labels = list(known.counts)
-        counted = len(labels) == 1 >= len(things) and not clause.region and _COUNT.search(asked)
-        wrong = counted and known.counts.get(labels[0]) not in (None, number)
-        return [Problem("count", f"{number} {labels[0]}", asked)] if wrong else []
-    said = _parse(_TAG.sub(" ", answer), language)
-    if not labels or any(term.kind == "thing" for term in said.terms):
+    known, asked = _known(facts), _asked(question, language)
+    clause, said = _parse(asked, language), _TAG.sub(" ", answer).strip().lower()
+    if not _is_plain(asked, clause, language):
         return []
-    places = [t.read(known.everything) for t in said.terms if t.kind == "place" and not t.denied]
-    wrong = [("place", v) for v in places if not _holds(known.places, labels, v)]
-    wrong += [("side", v) for v in said.sides if not _holds(known.sides, labels, v)]
-    wrong += [("size", v) for v in said.sizes if not _holds(known.sizes, labels, v)]
+    terms = [(term, term.read(known.everything)) for term in clause.terms]
+    if len(terms) > 1:  # "a nodule in this CT": of which image is no question
+        terms = [(term, name) for term, name in terms if name not in known.settings]
+    if len(terms) > 1:  # "the nodule in the upper left": only "yes" says all of it
+        verdict = _VERDICT.match(said)
+        return _judge(asked, known, language) if verdict and verdict[0] in _YES else []
+    about = terms[0] if terms else None
+    if verdict := _VERDICT.match(said):
+        wrong = _wrong_verdict(asked, about, verdict[0] in _YES, known, language)
+    elif number := re.fullmatch(rf"({'|'.join(_NUMBER_WORDS[language])}|\d+) ?[个处]?[.。]?", said):
+        wrong = _wrong_count(asked, about, _number(number[1].replace("二", "两"), language), known)
+    elif about and about[1] in known.labels:
+        clause = _parse(said, language)
+        named = any(term.kind == "thing" for term in clause.terms)
+        wrong = [] if named else _wrong_values(clause, [about[1]], known)
+    else:
+        wrong = []
     return [Problem(kind, value, f"{asked} {answer}") for kind, value in wrong]
+
+
+def _wrong_verdict(
+    asked: str, about: "tuple[_Term, str] | None", yes: bool, known: "_Known", language: str
+) -> list[tuple[str, str]]:
+    """What is wrong with "yes" or "no" to the question whether there is such a thing."""
+    healthy = known.values["label"] & NEGATIVE_LABELS
+    if about is None or about[1] == "abnormality":
+        if not _FINDING[language].search(asked.lower()):
+            return []
+        if yes:  # there is some finding
+            return [] if known.findings else [("label", "finding")]
+        return [] if healthy else [("label", NO_FINDING)]
+    term, name = about
+    if any(name != label and name in label for label in known.everything):
+        return []  # "tumor", of a malignant tumor
+    if yes:
+        return _judge_term(term, name, known, [], region=False)
+    if term.kind in ("modality", "department"):
+        return [(term.kind, name)] if name in known.values[term.kind] else []
+    if term.kind == "place":
+        return []
+    if is_structure(name) or name == NOT_AN_ORGAN:
+        return [("absent", name)] if name in known.organs | known.labels else []
+    return _judge_thing(replace(term, denied=True), name, known, region=False)
+
+
+def _wrong_count(
+    asked: str, about: "tuple[_Term, str] | None", number: str, known: "_Known"
+) -> list[tuple[str, str]]:
+    if not _COUNT.search(asked):
+        return []
+    name = about[1] if about else ""
+    if not about and known.findings == set(known.counts) and len(known.counts) == 1:
+        (name,) = known.counts  # "how many findings", of the only one
+    return [("count", f"{number} {name}")] if known.counts.get(name, number) != number else []
+
+
+def _wrong_values(clause: "_Clause", labels: list[str], known: "_Known") -> list[tuple[str, str]]:
+    places = [t.read(known.everything) for t in clause.terms if t.kind == "place" and not t.denied]
+    wrong = [("place", v) for v in places if not _holds(known.places, labels, v)]
+    wrong += [("side", v) for v in clause.sides if not _holds(known.sides, labels, v)]
+    return wrong + [("size", v) for v in clause.sizes if not _holds(known.sizes, labels, v)]
 
 
 def check_turns(
@@ -191,12 +242,12 @@ def check_turns(
     facts: tuple[Fact, ...],
     language: str,
     *,
-    quoted: Container[str] = (),
+    quoted: Container[str | tuple[str, str]] = (),
 ) -> list[Problem]:
     """Return every problem of a conversation of (question, answer) turns.
 
     A report that stands before a question is checked like an answer. `quoted` are the source's own
-    reports and answers: they, and questions with such an answer, are nobody's invention.
+    reports, and its own (question, answer) pairs: they are nobody's invention.
     """
     problems = []
     for asked, said in turns:
@@ -204,7 +255,7 @@ def check_turns(
         told = told.removeprefix(REPORT_PREFIX[language])
         if told not in quoted:
             problems += check(told, facts, language)
-        if said not in quoted:
+        if said not in quoted and (asked, said) not in quoted:
             problems += check_question(question, facts, language)
             # Once: a place may be wrong by itself and for the label that is asked about.
             own = check(said, facts, language)
@@ -214,48 +265,23 @@ def check_turns(
 
 def _asked(question: str, language: str) -> str:
     """The clause that asks."""
-    question = _TAG.sub(" ", question).replace("有没有", "有").replace("有无", "有")
+    question = _TAG.sub(" ", question).replace("有没有", "有")
     clauses = list(_clauses(question, language))
     asking = [clause for clause in clauses if clause.rstrip().endswith(("?", "？"))]
     return (asking or clauses or [""])[0]
 
 
-def _any_finding(
-    asked: str, clause: "_Clause", yes: bool, known: "_Known", language: str
-) -> list[Problem] | None:
-    """What is wrong with an answer to "is there any finding?"; None if that is not asked."""
-    named = {term.meanings[0] for term in clause.terms} - {"abnormality"}
-    if named or not _FINDING[language].search(asked.lower()):
-        return None
-    denies = _NO_FINDING[language].search(asked.lower()) is not None
-    if yes != denies:  # there is one
-        found = {label for label in known.labels - NEGATIVE_LABELS if not is_structure(label)}
-        return [] if found else [Problem("label", "finding", asked)]
-    healthy = known.values["label"] & NEGATIVE_LABELS
-    return [] if healthy else [Problem("label", NO_FINDING, asked)]
+def _is_plain(asked: str, clause: "_Clause", language: str) -> bool:
+    """Whether nothing but function words stands beside the terms of the lexicon."""
+    if clause.nothing or clause.region or any(t.denied or t.number or t.size for t in clause.terms):
+        return False
+    return _PLAIN[language].fullmatch(_without_terms(asked.lower(), language)) is not None
 
 
-def _denied(asked: str, clause: "_Clause", known: "_Known") -> list[Problem]:
-    """What is wrong with "no": what is asked is so, or nobody looked for it."""
-    if len(clause.terms) != 1 or clause.terms[0].denied:
-        return []
-    (term,) = clause.terms
-    said = term.read(known.everything)
-    if term.kind in ("modality", "department"):
-        wrong = said in known.values[term.kind]
-    elif term.kind == "place":
-        wrong = False
-    elif is_structure(said) or said == NOT_AN_ORGAN:
-        wrong = said in known.organs | known.labels
-    else:
-        wrong = bool(_judge_thing(replace(term, denied=True), said, known, clause.region))
-    kind = "absent" if term.kind == "thing" else term.kind
-    return [Problem(kind, said, asked)] if wrong else []
-
-
-def _bare_number(bare: str, language: str) -> str | None:
-    words = NUMBERS if language == "en" else CHINESE_NUMBERS
-    return _number(bare, language) if bare.isdecimal() or bare in words else None
+def _without_terms(low: str, language: str) -> str:
+    for kind in ("department", "modality", "place", "thing"):
+        low = _spellings(kind, language)[0].sub(" # ", low)
+    return low
 
 
 def claims(text: str, language: str) -> frozenset[tuple[str, str, bool]]:
@@ -292,6 +318,8 @@ class _Known:
         self.sizes = {(f.label, f.value) for f in facts if f.kind == "size"}
         self.everything = {f.value for f in facts} | self.labels
         self.organs = values["organ"] | {p for o in values["organ"] for p in PART_OF.get(o, ())}
+        self.settings = values["modality"] | values["department"] | self.organs
+        self.findings = {v for v in self.labels - NEGATIVE_LABELS if not is_structure(v)}
 
 
 _known = lru_cache(maxsize=8)(_Known)  # question and answer of every sample of a record ask for it
@@ -331,7 +359,8 @@ def _parse(clause: str, language: str) -> _Clause:
     nothing = _NOTHING[language].search(low) is not None
     low = _NOTHING[language].sub("#", low)
     region = _REGION.search(low) is not None
-    all_denied = _DENIES_ALL[language].search(low) is not None
+    # 未成熟粒细胞 (immature granulocyte) begins like a denial and is none.
+    all_denied = _DENIES_ALL[language].search(_without_terms(low, language)) is not None
     terms = []
     # Each vocabulary takes its terms out, so that "upper left" is no "left" and "OCT" no "CT".
     for kind in ("department", "modality", "place", "thing"):
@@ -360,16 +389,22 @@ def _judge(sentence: str, known: _Known, language: str) -> list[Problem]:
     terms = [(term, term.read(known.everything)) for term in clause.terms]
     labels = [said for term, said in terms if term.kind == "thing" and said in known.labels]
     for term, said in terms:
-        if term.kind in ("department", "modality") and said not in known.values[term.kind]:
-            wrong.append((term.kind, said))
-        elif term.kind == "place" and not _holds(known.places, labels, said):
-            wrong.append(("place", said))
-        elif term.kind == "thing":
-            wrong += _judge_thing(term, said, known, clause.region)
+        wrong += _judge_term(term, said, known, labels, region=clause.region)
     wrong += [("side", s) for s in clause.sides if not _holds(known.sides, labels, s)]
     wrong += [("size", s) for s in clause.sizes if not _holds(known.sizes, labels, s)]
     wrong += [("severity", s) for s in clause.severities if s not in known.values["severity"]]
     return [Problem(kind, said, sentence) for kind, said in wrong]
+
+
+def _judge_term(
+    term: _Term, said: str, known: _Known, labels: list[str], *, region: bool
+) -> list[tuple[str, str]]:
+    """What is wrong with one term of a statement that names these labels."""
+    if term.kind == "thing":
+        return _judge_thing(term, said, known, region)
+    if term.kind == "place":
+        return [] if _holds(known.places, labels, said) else [("place", said)]
+    return [] if said in known.values[term.kind] else [(term.kind, said)]
 
 
 def _judge_thing(term: _Term, said: str, known: _Known, region: bool) -> list[tuple[str, str]]:

@@ -115,11 +115,15 @@ class TemplateWriter:
         return text
 
 
-def quoted(record: Record, language: str) -> frozenset[str]:
-    """Return the source's own reports and answers as the samples in `language` give them."""
+def quoted(record: Record, language: str) -> frozenset[str | Turn]:
+    """Return the source's own report and question-answer turns, as samples give them."""
     if language != record.language:
         return frozenset()
-    return frozenset(cut(text)[0] for text in (record.report, *(pair.answer for pair in record.qa)))
+    own: set[str | Turn] = {cut(record.report)[0]}
+    for pair in record.qa:
+        asked, said = " ".join(pair.question.split()), cut(pair.answer)[0]
+        own |= {(asked, said), (ask_briefly(asked, language), said)}
+    return frozenset(own)
 
 
 def make_sample(
