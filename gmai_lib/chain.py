@@ -162,6 +162,8 @@ def resolve_parameters(notebooks: list[Path], common: dict, overrides: list[str]
                 f"--set {override!r}: {path.stem} declares no parameter {name!r}; "
                 f"it has {', '.join(declared[path])}"
             )
+        if name.endswith("_root") and text:  # notebooks run in another folder than this command
+            text = str(Path(text).expanduser().absolute())
         kind = declared[path][name]["inferred_type_name"]
         parameters[path][name] = _parse_value(override, text, kind)
     return parameters
@@ -177,6 +179,8 @@ def fingerprints(path: Path, parameters: dict, upstream: dict[str, str], data: s
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
     prose = ["".join(c["source"]) for c in cells if c["cell_type"] != "code"]
     settings = {k: v for k, v in parameters.items() if k not in ("output_root", "data_root")}
+    if "benchmark_root" in settings:  # what lies there counts, not where it lies
+        settings["benchmark_root"] = listing_sha256(settings["benchmark_root"])
     library = {
         str(file.relative_to(ROOT)): outputs.sha256_of(file)
         for file in library_files("\n".join(code))

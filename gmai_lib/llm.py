@@ -252,14 +252,19 @@ class Asker:
             return {"error": _plain(error)}
         except ValueError as error:  # a reply that is no JSON at all
             return {"error": f"the reply cannot be read ({type(error).__name__})"}
-        choices = reply.choices or []
-        text = (choices[0].message.content or "") if choices else ""
+        # A proxy's "rate limited" and a login page come with status 200 as well.
+        choices = getattr(reply, "choices", None) or []
+        message = getattr(choices[0], "message", None) if choices else None
+        text = getattr(message, "content", 0) or ""
+        if message is None or not isinstance(text, str):
+            return {"error": f"no chat completion but {str(reply)[:80]!r}"}
         return {
             "key": key,
             "id": request.id,
             "name": request.name,
             "reply": text,
             "reason": request.fault(text),
+            "finished": choices[0].finish_reason != "length",
             "tokens_in": reply.usage.prompt_tokens if reply.usage else 0,
             "tokens_out": reply.usage.completion_tokens if reply.usage else 0,
         }

@@ -6,7 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server(ThreadingHTTPServer):
-    """A chat-completions endpoint; `behave(body, number)` returns what it answers."""
+    """A chat-completions endpoint; `behave(body, number)` returns what it answers.
+
+    A text is what the model says, (status, text) a failure, bytes a whole body, None silence.
+    """
 
     def __init__(self, behave):
         self.bodies, self.lock = [], threading.Lock()
@@ -29,6 +32,9 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:  # nothing at all
             self.close_connection = True
             return
+        if isinstance(answer, bytes):  # a whole body with status 200, whatever it is
+            self._send(200, answer, "text/html" if answer.startswith(b"<") else "application/json")
+            return
         status, text = answer if isinstance(answer, tuple) else (200, answer)
         if status == 200:
             message = {"role": "assistant", "content": text}
@@ -38,9 +44,11 @@ class _Handler(BaseHTTPRequestHandler):
                 "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
             }  # fmt: skip
             text = json.dumps(reply)
-        data = text.encode()
+        self._send(status, text.encode(), "application/json")
+
+    def _send(self, status: int, data: bytes, content_type: str):
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(data)))
         if status == 429:
             self.send_header("Retry-After", "0")

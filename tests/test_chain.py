@@ -232,6 +232,21 @@ def test_fingerprint_covers_code_library_parameters_and_upstream_but_not_places(
     assert changed["result"] == first["result"] and changed["page"] != first["page"]
 
 
+def test_a_folder_of_benchmarks_counts_by_what_lies_there_and_is_found_from_here(
+    tmp_path, monkeypatch
+):
+    path = chain.NOTEBOOKS / "10_evaluate.ipynb"
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    resolved = chain.resolve_parameters([path], {}, ["10.benchmark_root=benchmarks"])[path]
+    assert resolved == {"benchmark_root": str(tmp_path / "benchmarks")}
+    base = dict(parameters=resolved, upstream={}, data="")
+    first = chain.fingerprints(path, **base)["result"]
+    assert first == chain.fingerprints(path, **base)["result"]
+    (tmp_path / "benchmarks" / "new.json").write_text("[]")
+    assert first != chain.fingerprints(path, **base)["result"]
+
+
 def test_library_files_follow_imports_and_take_subpackages_whole():
     names = {
         f.name for f in chain.library_files("from gmai_lib import outputs\n%matplotlib inline")

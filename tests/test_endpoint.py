@@ -81,12 +81,42 @@ def test_items_without_a_reply_are_named_and_asked_again(tmp_path, broken):
     if broken == (200, "<html>proxy</html>"):  # a reply, and a wrong answer: the model's, not ours
         assert endpoint.ask(items, asker, access=OPEN)[1]["response"] == "<html>proxy</html>"
         return
-    with pytest.raises(RuntimeError, match=r"1 of 3 items got no reply from .* \(first: i1\)"):
+    with pytest.raises(RuntimeError, match=r"1 of 3 items got no reply from .* \(first: i1; no "):
         endpoint.ask(items, asker, access=OPEN)
     mended.append(True)
     asked = len(server.bodies)
     assert [r["response"] for r in endpoint.ask(items, asker, access=OPEN)] == ["yes", "no", "yes"]
     assert len(server.bodies) == asked + 1
+
+
+CHOICE = b'{"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [%s]}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": {"message": "rate limited"}}',
+        b"<html>please log in</html>",
+        b"[]",
+        CHOICE % b"",
+        CHOICE % b'{"index": 0, "finish_reason": "stop", "message": null}',
+        CHOICE % b'{"index": 0, "message": {"role": "assistant", "content": [{"type": "text"}]}}',
+    ],
+)
+def test_a_body_that_is_no_answer_is_not_scored_nor_kept(tmp_path, body):
+    mended, items = [], items_of(2)
+    server = Server(lambda sent, number: said(sent, number) if mended else body)
+    asker = asker_of(server, tmp_path)
+    with pytest.raises(RuntimeError, match=r"2 of 2 items got no reply .*: no "):
+        endpoint.ask(items, asker, access=OPEN)
+    mended.append(True)
+    assert [r["response"] for r in endpoint.ask(items, asker, access=OPEN)] == ["yes", "no"]
+
+
+def test_an_answer_that_was_cut_is_not_finished(tmp_path):
+    cut = CHOICE % b'{"index": 0, "finish_reason": "length", "message": {"content": null}}'
+    rows = endpoint.ask(items_of(1), asker_of(Server(lambda *_: cut), tmp_path), access=OPEN)
+    assert (rows[0]["response"], rows[0]["finished"]) == ("", False)
 
 
 def test_what_is_not_open_stays_here_and_an_unknown_tier_is_refused(tmp_path):

@@ -50,9 +50,10 @@ def test_every_benchmark_is_asked_scored_and_written(folder, tmp_path):
         return right(items, out_jsonl, image_mode)
 
     modes = (*leaderboard.MODES, *leaderboard.CONTROLS)
-    questions = leaderboard.questions(roots, incomplete=True)
-    rows = leaderboard.measure(ask, questions, out, name="m", modes=modes, draws=50)
-    assert json.loads((out / "results.json").read_text()) == rows
+    rows, failed = leaderboard.measure(
+        ask, roots, out, model={"name": "m"}, modes=modes, incomplete=True, draws=50
+    )
+    assert not failed and json.loads((out / "results.json").read_text()) == rows
     assert {row["benchmark"] for row in rows} == {*NAMES, "slake_zh"} - {"gmai_mmbench_test"}
     for name in {*NAMES, "slake_zh"} - {"gmai_mmbench_test"}:
         items = load(name, roots[name], incomplete=True)
@@ -67,6 +68,7 @@ def test_every_benchmark_is_asked_scored_and_written(folder, tmp_path):
     assert "slake_en/shuffled.jsonl" not in dict(asked)
     submission = (out / "gmai_mmbench_test" / "submission.tsv").read_text().splitlines()
     assert len(submission) == 1 + dict(asked)["gmai_mmbench_test/image.jsonl"]
+    assert "gmai_mmbench_test/none.jsonl" not in dict(asked), "nobody scores it"
 
 
 def row_of(benchmark, number, score, subset="all", **more):
@@ -147,9 +149,10 @@ def test_a_model_of_the_hub_answers_like_the_checkpoint_it_was_exported_from(fol
     for name in (checkpoint, exported):
         ask = leaderboard.local(*askers.load_model(str(name)), batch_size=2)
         out = tmp_path / f"out_{name.name}"
-        said[name.name] = leaderboard.measure(
-            ask, leaderboard.questions(roots, incomplete=True), out, name="m", draws=50
+        said[name.name], failed = leaderboard.measure(
+            ask, roots, out, model={"name": "m"}, incomplete=True, draws=50
         )
+        assert not failed
     ours, theirs = said.values()
     assert ours == theirs and len(ours) > 4
 
@@ -181,6 +184,66 @@ def test_items_that_the_training_records_hold_have_rows_of_their_own(folder, tmp
         if row["subset"].startswith("contaminated") and row["image_mode"] == "image"
     }
     assert found == {"contaminated=yes": 2, "contaminated=no": 1}
+
+
+def test_every_subject_stands_beside_its_own_printed_scores_and_no_other(folder):
+    subjects = ("Basic_Medical_Science", "Clinical_Medicine", "Pharmacy", "Public_Health")
+    rows = [row_of("mmmu_health", 30, 0.1 * n, f"subject={s}") for n, s in enumerate(subjects)]
+    rows.append(row_of("mmmu_health", 150, 0.3))
+    table = leaderboard.beside(rows, results.published())
+    ours = [row["subset"] for row in table if row["items"] == "ours"]
+    assert ours == [f"subject={s}" for s in subjects] + ["all"]
+    of = {}
+    for row in table:
+        if row["items"] == "ours":
+            of[row["subset"]] = beside = set()
+        elif row["items"] == "as many":
+            beside.add(row["subset"])
+    assert of["subject=Clinical_Medicine"] == {"clinical medicine"}
+    assert of["subject=Public_Health"] == {"public health"} and of["all"] == {"val", "average"}
+    # A part of VAL that happens to have as many items as a part of TEST.
+    part = row_of("gmai_mmbench", 200, 0.5, "department=Urology")
+    assert all(row["items"] != "as many" for row in leaderboard.beside([part], results.published()))
+
+
+def test_one_benchmark_that_cannot_be_asked_does_not_end_the_others(folder, tmp_path, capsys):
+    out, url = tmp_path / "out", Server(lambda body, number: "no").url
+    (folder / "slake_en" / "test.json").write_text("{")
+    arguments = ["m", str(folder), str(out), "--base-url", url, "--incomplete"]
+    assert leaderboard.main([*arguments, "--only", "slake_en", "vqa_rad"]) == 1
+    said = capsys.readouterr()
+    assert "slake_en was not asked: " in said.err and "VQA-RAD (all), 3 items" in said.out
+    first = json.loads((out / "results.json").read_text())
+    assert {row["benchmark"] for row in first} == {"vqa_rad"}
+    assert leaderboard.main([*arguments, "--only", "medmcqa"]) == 0
+    both = json.loads((out / "results.json").read_text())
+    assert both[: len(first)] == first and {r["benchmark"] for r in both} == {"vqa_rad", "medmcqa"}
+    assert leaderboard.main([*arguments, "--only", "gmai_mmbench_test"]) == 0
+    assert "gmai_mmbench_test: no score" in capsys.readouterr().out
+
+
+def test_answers_of_one_model_are_never_given_as_another_s(folder, tmp_path, capsys):
+    one, two = (Server(lambda body, number, said=said: said) for said in ("no", "yes"))
+    arguments = [str(folder), str(tmp_path / "out"), "--incomplete", "--only", "vqa_rad"]
+    assert leaderboard.main(["m", *arguments, "--base-url", one.url]) == 0
+    for other in (["n", "--base-url", one.url], ["m", "--base-url", two.url], ["n", "--stored"]):
+        assert leaderboard.main([other[0], *arguments, *other[1:]]) == 1
+        assert "give every model a folder of its own" in capsys.readouterr().err
+    assert not two.bodies and leaderboard.main(["m", *arguments, "--stored"]) == 0
+
+
+def test_stored_answers_must_be_all_there_and_a_benchmark_lie_there_once(folder, tmp_path, capsys):
+    out, url = tmp_path / "out", Server(lambda body, number: "no").url
+    arguments = ["m", str(folder), str(out), "--incomplete", "--only", "vqa_rad"]
+    assert leaderboard.main([*arguments, "--base-url", url]) == 0
+    answers = out / "vqa_rad" / "image.jsonl"
+    answers.write_text("\n".join(answers.read_text().splitlines()[:2]) + "\n")
+    assert leaderboard.main([*arguments, "--stored"]) == 1
+    assert "has 1 of 3 answers: run without --stored" in capsys.readouterr().err
+    made("vqa_rad", tmp_path / "again")
+    (tmp_path / "again" / "vqa_rad").rename(folder / "vqa-rad")
+    assert leaderboard.main([*arguments, "--stored"]) == 1
+    assert "take one of them away" in capsys.readouterr().err
 
 
 def test_what_is_not_there_or_lost_is_said_and_nothing_is_asked(folder, tmp_path, capsys):

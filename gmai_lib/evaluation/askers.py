@@ -27,6 +27,8 @@ MOST_PIXELS = 4096  # preprocessed images kept, of a benchmark that may have 90,
 # Room for a bare answer with its tags; a model that rambles is cut and marked unfinished.
 MAX_NEW_TOKENS = {"yes/no": 8, "count": 8, "multiple choice": 8, "box": 64, "open": 32}
 _OTHER_KINDS_MAX_NEW_TOKENS = 24
+# A model that was not trained to be brief explains itself first.
+OTHER_MODELS_MAX_NEW_TOKENS = 256
 
 
 def asker(model, processor, *, with_image: bool) -> "ModelAsker":
@@ -64,7 +66,7 @@ class ModelAsker:
         self.model, self.processor, self.with_image = model, processor, with_image
         self.tokenizer, self.chat, self.views = processor.tokenizer, chat, views
         vision = model.config.vision_config
-        self.image_size = vision.image_size
+        self.image_size, self.context = vision.image_size, model.config.context
         patches = (vision.image_size // vision.patch_size) ** 2
         self.tokens_per_image = getattr(model.config, "tokens_per_image", patches)
         self.end = self.tokenizer.convert_tokens_to_ids(chat.TURN_END)
@@ -189,7 +191,8 @@ class HubModelAsker(ModelAsker):
 
     def __init__(self, model, processor, *, with_image: bool):
         self.model, self.processor, self.with_image = model, processor, with_image
-        self.tokenizer = processor.tokenizer
+        # How many tokens an image becomes is the processor's secret: the model itself complains.
+        self.tokenizer, self.context = processor.tokenizer, float("inf")
         ends = model.generation_config.eos_token_id
         ends = self.tokenizer.eos_token_id if ends is None else ends
         self.end = ends if isinstance(ends, int) else ends[0]
@@ -204,7 +207,8 @@ class HubModelAsker(ModelAsker):
         content = [{"type": "image"}] * len(images) + [{"type": "text", "text": item.question}]
         turns = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True)
-        prompt = {"item": item, "images": images, "ids": self._ids(text), "limit": _limit(item)}
+        prompt = {"item": item, "images": images, "ids": self._ids(text)}
+        prompt["limit"] = max(_limit(item), OTHER_MODELS_MAX_NEW_TOKENS)
         # What a processor makes of a text is not known before, so nothing is shared.
         return prompt | {"text": text, "turns": turns, "start": 0}
 

@@ -25,7 +25,7 @@ def ask(
     image_mode: str = "image",
     seed: int = 0,
 ) -> list[dict]:
-    """Return one response per item, as `run.evaluate` does; "finished" says that a reply came.
+    """Return one response per item, as `run.evaluate` does; "finished" says that it was not cut.
 
     `access` maps every benchmark to its tier: only open ones may leave this machine.
 
@@ -38,15 +38,21 @@ def ask(
         raise ValueError(f"no access tier for {unknown}; say open, registration or credentialed")
     asker.endpoint.check_access({item.benchmark: access[item.benchmark] for item in items})
     asked = requests(items, image_mode=image_mode, seed=seed)
-    asker.fill(asked)
+    bill = asker.fill(asked)
     replies = {request.id: asker.settled(request) for request in asked}
     silent = [item.id for item in items if replies[item.id] is None]
     if silent:
+        reasons = "; ".join(reason for reason in bill.outcomes if reason != "done")
         raise RuntimeError(
             f"{len(silent)} of {len(items)} items got no reply from {asker.endpoint.base_url} "
-            f"(first: {silent[0]}); run again, what came is in {asker.journal.path}"
+            f"(first: {silent[0]}; {reasons}); run again, what came is in {asker.journal.path}"
         )
-    return [askers.response_row(i, replies[i.id]["reply"], finished=True) for i in items]
+    return [
+        askers.response_row(
+            item, replies[item.id]["reply"], finished=replies[item.id].get("finished", True)
+        )
+        for item in items
+    ]
 
 
 def estimate(items: list[Item], asker: Asker, *, image_mode: str = "image", seed: int = 0) -> Bill:

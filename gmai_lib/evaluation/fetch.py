@@ -186,7 +186,11 @@ def _unpack(archive: Path, benchmark: Benchmark):
     try:
         with zipfile.ZipFile(archive) as opened:
             # SLAKE's was packed on a Mac, which adds a second tree of its own.
-            members = [m for m in opened.infolist() if not m.filename.startswith("__MACOSX/")]
+            members = [
+                m for m in opened.infolist()
+                if not m.filename.startswith("__MACOSX/")
+                and not m.filename.rpartition("/")[2].startswith((".DS_Store", "._"))
+            ]  # fmt: skip
             top = f"{archive.stem}/"
             places = [place for x in benchmark.layouts for place in (x.rows, *x.images)]
             if all(member.filename.startswith(top) for member in members) and not any(
@@ -202,7 +206,13 @@ def _unpack(archive: Path, benchmark: Benchmark):
             for member in members:
                 if member.filename:  # but for the folder that is left out
                     opened.extract(member, archive.parent)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,  # packed in a way that zipfile does not know
+        RuntimeError,  # encrypted
+    ) as error:
         raise ValueError(
             f"{archive} is no whole zip archive ({error}); delete it and download again"
         ) from error

@@ -7,18 +7,19 @@ MODEL is a checkpoint of this project, or a folder or hub name that AutoModelFor
 loads; with `--base-url`, what an OpenAI-compatible endpoint calls it. Every benchmark is asked with
 and without the images (`--controls` adds a grey image and another item's). Answers go to
 out/<benchmark>/<mode>.jsonl, one line each, and are not asked again; all scores to
-out/results.json. Where the answers are kept back (GMAI-MMBench TEST), the form for its owners is
-written instead.
+out/results.json, after every benchmark; one that cannot be asked does not end the others. A folder
+`out` is that of one model. Where the answers are kept back (GMAI-MMBench TEST), the form for its
+owners is written instead.
 
-A printed score stands beside ours only where it counts as many items; all others are listed apart,
-because the paper's own tables mix denominators.
+A printed score stands beside ours only where it is of the same part and counts as many items; all
+others are listed apart, because the paper's own tables mix denominators.
 
 Paper: tables 4 to 8. Departs: prompts and scorer are this project's.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gmai_lib.dataset.curate import read_records
@@ -28,7 +29,7 @@ from gmai_lib.evaluation.items import Item, write_items
 from gmai_lib.evaluation.published_benchmarks import get, load, recognise, write_submission
 from gmai_lib.evaluation.published_files import UNKNOWN
 from gmai_lib.llm import Asker, Endpoint
-from gmai_lib.outputs import write_csv, write_json
+from gmai_lib.outputs import read_json, write_csv, write_json
 from gmai_lib.schema import Record
 
 MODES = ("image", "none")
@@ -51,9 +52,13 @@ def present(folder: Path, only: Iterable[str] = ()) -> dict[str, Path]:
     """Return name -> root of every published benchmark in `folder`, or of those in `only`.
 
     Raises FileNotFoundError if there is no such folder, no benchmark in it or one of `only` is
-    missing, ValueError for a name that no benchmark has.
+    missing, ValueError for a name that no benchmark has, and for one that lies there twice.
     """
-    roots = dict(recognise(Path(folder)))
+    roots: dict[str, Path] = {}
+    for name, root in recognise(Path(folder)):
+        if name in roots:
+            raise ValueError(f"{name} lies in {roots[name]} and in {root}; take one of them away")
+        roots[name] = root
     missing = [name for name in only if get(name).name not in roots]
     if missing or not roots:
         raise FileNotFoundError(
@@ -62,20 +67,6 @@ def present(folder: Path, only: Iterable[str] = ()) -> dict[str, Path]:
             "python -m gmai_lib.evaluation.fetch says where each is obtained"
         )
     return {name: roots[name] for name in only or roots}
-
-
-def questions(
-    roots: dict[str, Path], *, incomplete: bool = False, training: Iterable[Record] = ()
-) -> Iterator[tuple[str, list[Item]]]:
-    """Yield (name, items), one benchmark at a time: their images take gigabytes.
-
-    `incomplete` as in `published_benchmarks.load`. With `training`, records that the model has
-    seen, items are marked "contaminated=yes" or "=no" (`contamination.flag_contaminated`).
-    """
-    training = list(training)
-    for name, root in roots.items():
-        items = load(name, root, incomplete=incomplete)
-        yield name, flag_contaminated(items, training) if training else items
 
 
 def local(model, processor, **options) -> Ask:
@@ -107,56 +98,99 @@ def remote(served: Endpoint, *, seed: int = 0) -> Ask:
 def stored(items: list[Item], out_jsonl: Path, image_mode: str) -> list[dict]:
     """Return the answers that an earlier run left; nothing is asked.
 
-    Raises FileNotFoundError if there are none, ValueError if they are to other items.
+    Raises FileNotFoundError if there are none, ValueError if some are missing, or if they are to
+    other items.
     """
     header, said = run.read_responses(out_jsonl)
-    if header.get("items_sha256") != run.items_sha256(items) or len(said) != len(items):
+    if header.get("items_sha256") != run.items_sha256(items):
         raise ValueError(
-            f"{out_jsonl} has {len(said):,} answers to other items than the {len(items):,} of "
-            f"{items[0].benchmark}, mode {image_mode}: ask again, or bring back the files they "
-            "were asked from"
+            f"{out_jsonl} has answers to other items than the {len(items):,} of "
+            f"{items[0].benchmark}; ask again, or bring back the files they were asked from"
+        )
+    if len(said) < len(items):
+        raise ValueError(
+            f"{out_jsonl} has {len(said):,} of {len(items):,} answers: run without --stored"
         )
     return list(said.values())
 
 
 def measure(
     ask: Ask,
-    benchmarks: Iterable[tuple[str, list[Item]]],
+    roots: dict[str, Path],
     out: Path,
     *,
-    name: str,
+    model: dict,
     modes: tuple[str, ...] = MODES,
+    incomplete: bool = False,
+    training: Iterable[Record] = (),
     draws: int = 1000,
     seed: int = 0,
-) -> list[dict]:
-    """Ask every benchmark, write answers and scores below `out`, return the rows of results.json.
+) -> tuple[list[dict], dict[str, str]]:
+    """Ask every benchmark of `roots`; return the rows of out/results.json, and what failed and why.
 
-    Rows are those of `results.summarise` and "image_mode"; the blind score comes from mode "none",
-    which rows of mode "image" carry. Items without an image are asked once. A mode "shuffled" has
-    none of the benchmarks of a single image group.
+    `model` says who answers: {"name", and if it matters "base_url", ...}; it is kept in
+    out/model.json. Rows are those of `results.summarise` and "image_mode"; the blind score comes
+    from mode "none", which rows of mode "image" carry. Items without an image are asked once, those
+    whose answer is kept back with their images only. A mode "shuffled" has none of the benchmarks
+    of a single image group. Rows of benchmarks that were asked before stay.
+
+    `incomplete` as in `published_benchmarks.load`. With `training`, records that the model has
+    seen, items are marked "contaminated=yes" or "=no" (`contamination.flag_contaminated`).
+
+    Raises ValueError if `out` is another model's; PermissionError and ConnectionError end the run.
     """
-    out, rows = Path(out), []
-    for benchmark, items in benchmarks:
-        folder = out / benchmark
-        folder.mkdir(parents=True, exist_ok=True)
-        write_items(items, folder / "items.jsonl")
-        pictured = any(item.images for item in items)
-        said = {
-            mode: ask(items, folder / f"{mode}.jsonl", mode)
-            for mode in modes
-            if mode == "image"
-            or (pictured and not (mode == "shuffled" and run.without_exchange(items)))
-        }
-        if any(item.answer == UNKNOWN for item in items):
-            write_submission(items, said["image"], folder / "submission.tsv")
+    out, failed, training = Path(out), {}, list(training)
+    _claim(out, model)
+    written = out / "results.json"
+    rows = read_json(written) if written.is_file() else []
+    for name, root in roots.items():
+        try:
+            items = load(name, root, incomplete=incomplete)
+            if not items:
+                raise ValueError(f"{name} in {root}: no item can be asked")
+            items = flag_contaminated(items, training) if training else items
+            own = _rows(ask, items, out / name, model["name"], modes, draws, seed)
+        except (ConnectionError, PermissionError):
+            raise  # for every other benchmark, too
+        except (OSError, ValueError, RuntimeError) as error:
+            failed[name] = str(error)
             continue
-        for mode, responses in said.items():
-            blind = said.get("none") if mode == "image" else None
-            scored = results.summarise(
-                items, responses, blind, checkpoint=name, draws=draws, seed=seed
-            )
-            rows += [{"image_mode": mode} | row for row in scored]
-    write_json(out / "results.json", rows)
+        rows = [row for row in rows if row["benchmark"] != name] + own
+        write_json(written, rows)
+    return rows, failed
+
+
+def _claim(out: Path, model: dict):
+    """Write out/model.json; ValueError if it names another model."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "model.json"
+    if path.is_file() and (found := read_json(path)) != model:
+        raise ValueError(
+            f"{out} holds answers of {found}, not of {model}; give every model a folder of its own"
+        )
+    write_json(path, model)
+
+
+def _rows(
+    ask: Ask, items: list[Item], folder: Path, name: str, modes: tuple, draws: int, seed: int
+) -> list[dict]:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_items(items, folder / "items.jsonl")
+    kept_back = any(item.answer == UNKNOWN for item in items)
+    if kept_back or not any(item.images for item in items):
+        modes = ("image",)
+    elif run.without_exchange(items):
+        modes = tuple(mode for mode in modes if mode != "shuffled")
+    said = {mode: ask(items, folder / f"{mode}.jsonl", mode) for mode in modes}
+    if kept_back:
+        write_submission(items, said["image"], folder / "submission.tsv")
+        return []
+    rows = []
+    for mode, responses in said.items():
+        blind = said.get("none") if mode == "image" else None
+        options = {"checkpoint": name, "draws": draws, "seed": seed}
+        scored = results.summarise(items, responses, blind, **options)
+        rows += [{"image_mode": mode} | row for row in scored]
     return rows
 
 
@@ -176,9 +210,9 @@ def beside(rows: list[dict], printed: list[dict]) -> list[dict]:
         same = [
             n
             for n, other in enumerate(printed)
-            if other["benchmark"] == title and other["num_items"] == row["num_items"]
+            if other["benchmark"] == title and _fits(row, other)
         ]
-        if row["subset"] != "all" and not set(same) - used:
+        if row["subset"] != "all" and not same:
             continue
         used |= set(same)
         own = {"benchmark": title, "subset": row["subset"], "model": row["checkpoint"]}
@@ -193,6 +227,20 @@ def beside(rows: list[dict], printed: list[dict]) -> list[dict]:
         if other["benchmark"] in titles and n not in used:
             table.append(_printed(other, "other items" if other["num_items"] else "not stated"))
     return table
+
+
+# What is called a whole in print, and our subsets that a printed whole may be.
+_WHOLE = ("", "val", "test", "overall", "average")
+_WHOLES = ("all", "closed=yes/no", "answer_type=closed", "question_type=multiple-choice")
+
+
+def _fits(own: dict, printed: dict) -> bool:
+    """Whether a printed score is of the same questions, as far as names and numbers say."""
+    if printed["num_items"] != own["num_items"]:
+        return False
+    if printed["subset"] in _WHOLE:
+        return own["subset"] in _WHOLES
+    return own["subset"].partition("=")[2].replace("_", " ").lower() == printed["subset"]
 
 
 def _printed(row: dict, items: str) -> dict:
@@ -219,41 +267,54 @@ def _asker(parsed: argparse.Namespace) -> Ask:
     if parsed.stored:
         return stored
     if parsed.base_url:
-        return remote(Endpoint(base_url=parsed.base_url, model=parsed.model, temperature=0.0))
+        tokens = askers.OTHER_MODELS_MAX_NEW_TOKENS
+        served = {"base_url": parsed.base_url, "model": parsed.model, "max_tokens": tokens}
+        return remote(Endpoint(**served, temperature=0.0))
     return local(*askers.load_model(parsed.model), batch_size=parsed.batch_size)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; see the module docstring."""
+    """Command line; see the module docstring. Returns 1 if something could not be asked."""
     parser = argparse.ArgumentParser(prog="python -m gmai_lib.evaluation.leaderboard")
     parser.add_argument("model", help="checkpoint, hub folder or name, or name at the endpoint")
     parser.add_argument("benchmarks", type=Path, help="folder with the published benchmarks")
-    parser.add_argument("out", type=Path, help="where answers and scores go")
+    parser.add_argument("out", type=Path, help="where answers and scores of this model go")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these benchmarks")
     parser.add_argument("--incomplete", action="store_true", help="warn of lost rows, do not stop")
     parser.add_argument("--controls", action="store_true", help="a grey and another image as well")
     parser.add_argument("--batch-size", type=int, default=16)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--base-url", help="of an OpenAI-compatible endpoint, ends with /v1")
-    which.add_argument("--stored", action="store_true", help="score stored answers; ask no model")
+    parser.add_argument("--base-url", default="", help="of an OpenAI-compatible endpoint (.../v1)")
+    parser.add_argument("--stored", action="store_true", help="score stored answers; ask no model")
     parser.add_argument(
         "--training-records", type=Path, help="02_curate/records: flag items that it holds"
     )
     parsed = parser.parse_args(arguments)
-    modes = MODES + (CONTROLS if parsed.controls else ())
+    model, known = {"name": parsed.model, "base_url": parsed.base_url}, parsed.out / "model.json"
     try:
+        if parsed.stored and known.is_file():
+            model["base_url"] = read_json(known)["base_url"]
         roots = present(parsed.benchmarks, parsed.only)
         seen = read_records(parsed.training_records) if parsed.training_records else ()
-        training = (record for record in seen if record.split == "train")
-        asked = questions(roots, incomplete=parsed.incomplete, training=training)
-        rows = measure(_asker(parsed), asked, parsed.out, name=parsed.model, modes=modes)
+        rows, failed = measure(
+            _asker(parsed),
+            roots,
+            parsed.out,
+            model=model,
+            modes=MODES + (CONTROLS if parsed.controls else ()),
+            incomplete=parsed.incomplete,
+            training=(record for record in seen if record.split == "train"),
+        )
+        if table := beside(rows, results.published()):
+            write_csv(parsed.out / "beside.csv", table)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         print(error, file=sys.stderr)
         return 1
-    table = beside(rows, results.published())
-    write_csv(parsed.out / "beside.csv", table)
     print("\n".join(_lines(table)))
-    return 0
+    for form in sorted(parsed.out.glob("*/submission.tsv")):
+        print(f"{form.parent.name}: no score, its answers are kept back; {form} is for its owners")
+    for name, reason in failed.items():
+        print(f"{name} was not asked: {reason}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -99,7 +99,15 @@ def evaluate(
     responses = _open_responses(path, header, if_stale)
     images = replaced_images(items, image_mode, seed)
     ask = asker(model, processor, with_image=image_mode != "none")
-    asked_together = list(batches([ask.prepare(item, images) for item in items], batch_size))
+    prompts = [ask.prepare(item, images) for item in items]
+    if too_long := [p for p in prompts if len(p["ids"]) > ask.context]:
+        raise ValueError(
+            f"{len(too_long)} of {len(items)} prompts are longer than the context of "
+            f"{ask.context} tokens, the first has {len(too_long[0]['ids'])} "
+            f"({too_long[0]['item'].id}); nothing was asked. Leave such items out, or ask a model "
+            "with a longer context"
+        )
+    asked_together = list(batches(prompts, batch_size))
     mine = _share(asked_together, rank, world_size)
     was_training = model.training
     model.eval()
