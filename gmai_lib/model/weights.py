@@ -7,6 +7,7 @@ plain transformers, vLLM and others read.
 [NOT IMPLEMENTED] saving a quantised model; quantise after loading instead.
 """
 
+import logging
 from pathlib import Path
 
 import torch
@@ -279,6 +280,8 @@ def quantize_language_model(model: GMAIVLForConditionalGeneration, kind: str):
     where its first evaluation repacks NF4 weights for good: from then on no gradient passes, so
     train (`.train()`) before you evaluate.
     """
+    # It is silent about all but one thing: a faster kernel that it would fetch from the hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import bitsandbytes as bnb  # only QLoRA and the memory table need it
 
     if kind not in QUANTISATIONS:
