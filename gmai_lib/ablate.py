@@ -180,9 +180,10 @@ def ablate(
     train: Callable = launch.run_stages,
     ask: Callable | None = None,
 ) -> list[dict]:
-    """Return the overall rows of `run.summarise` for every course and seed; write `out`/rows.json.
+    """Return the overall rows of `run.summarise` for every course and seed.
 
-    `kind`: one of KINDS, see the module docstring.
+    `kind`: one of KINDS, see the module docstring. They are also written to `out`/rows.json, of
+    another kind than "stages" to `out`/rows_gate.json and the like.
 
     Three of each benchmark: all questions, the English and the Chinese ones.
 
@@ -222,7 +223,8 @@ def ablate(
                 for row in run.summarise(items, said, None, checkpoint=course, prior_items=prior)
                 if (row["kind"], row["metric"], row["subset"]) == ("overall", "accuracy", "all")
             ]
-            write_json(out / "rows.json", rows)
+            name = "rows" if kind == "stages" else f"rows_{kind.replace(' ', '_')}"
+            write_json(out / f"{name}.json", rows)
     return rows
 
 

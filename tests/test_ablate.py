@@ -149,7 +149,7 @@ def test_courses_of_equal_size_are_trained_on_their_pairs_and_asked_both(
     monkeypatch.setattr(ablate, "ablate", partial(ablate.ablate, train=train, ask=ask))
     ablate.main([str(folder), str(tmp_path / "out"), "--equal-size", "--seeds", "2"])
     assert counts == [NUMBER] * 4
-    rows = json.loads((tmp_path / "out" / "rows.json").read_text())
+    rows = json.loads((tmp_path / "out" / "rows_equal_size.json").read_text())
     assert {row["benchmark"] for row in rows} == {"phantom", "phantom_vqa"}
     for benchmark in ("phantom", "phantom_vqa"):
         own, mixed = ablate.over_seeds(rows, benchmark=benchmark)

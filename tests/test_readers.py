@@ -1055,6 +1055,7 @@ def test_an_image_keeps_its_split_unless_another_is_stated(splits, merged):
         ("Female", "40.0", ("female", "40-64")),
         ("f", "65 y", ("female", "65+")),
         ("", "008M", ("", "0-17")),
+        ("F", "054Y+055Y", ("female", "40-64")),  # a series over a birthday
         ("O", "000D", ("", "0-17")),
         ("unknown", "nan", ("", "")),
     ],
@@ -1067,7 +1068,11 @@ def test_sex_and_age_as_sources_write_them(sex, age, expected):
 
 @pytest.mark.parametrize(
     ("sex", "age", "reason"),
-    [("mal", "", "sex not understood"), ("", "414Y", "age group not understood")]
+    [
+        ("mal", "", "sex not understood"),
+        ("", "414Y", "age group not understood"),
+        ("", "064Y+065Y", "age group not understood"),
+    ]
     + [("", "-3", "age group not understood"), ("", "40s", "age group not understood")],
 )
 def test_sex_and_age_that_are_not_understood_are_counted(sex, age, reason):

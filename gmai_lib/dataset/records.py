@@ -107,23 +107,28 @@ def pseudonym(source: str, patient: str) -> str:
 def person(recipe: Recipe, path: str, sex: str, age: str, ledger: Ledger) -> dict[str, str]:
     """Return "sex" and "age_group" of a record from what a table or a DICOM header writes.
 
-    "F", "male", "54", "54.0", "054Y", "008M" (months), ...; "" where the source does not know. What
-    is not understood is a counted drop.
+    "F", "male", "54", "54.0", "054Y", "008M" (months), "054Y+055Y" (two files of a series), ...; ""
+    where the source does not know. What is not understood is a counted drop.
     """
     sex, age = sex.strip().lower(), age.strip().lower()
     found = {"sex": "", "age_group": ""}
     if sex not in UNKNOWN:
         found["sex"] = next((name for name in SEXES if sex in (name, name[0])), "")
-    number = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?([ymwd]?)", age)
-    years = float(number[1]) / _IN_A_YEAR[number[2]] if number else OLDEST + 1
-    if years <= OLDEST:
-        youngest = [int(re.match(r"\d+", group)[0]) for group in AGE_GROUPS]
-        found["age_group"] = AGE_GROUPS[bisect_right(youngest, years) - 1]
+    groups = {_age_group(one) for one in age.split("+")}
+    if len(groups) == 1:
+        (found["age_group"],) = groups
     for name, said in (("sex", sex), ("age_group", age)):
         if said not in UNKNOWN and not found[name]:
             reason = f"{name.replace('_', ' ')} not understood"
             drop_annotation(recipe, reason, f"{path} {said}", ledger)
     return found
+
+
+def _age_group(age: str) -> str:
+    number = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?([ymwd]?)", age)
+    years = float(number[1]) / _IN_A_YEAR[number[2]] if number else OLDEST + 1
+    youngest = [int(re.match(r"\d+", group)[0]) for group in AGE_GROUPS]
+    return AGE_GROUPS[bisect_right(youngest, years) - 1] if years <= OLDEST else ""
 
 
 def label_name(recipe: Recipe, raw: str) -> str:
