@@ -366,7 +366,8 @@ def test_a_written_report_is_checked_and_the_source_s_own_words_are_not():
     assert check_turns([("Which organ is shown?", "liver")], FACTS, "en", quoted=own)
 
 
-def test_a_place_that_is_wrong_by_itself_is_named_once():
+def test_turns_are_read_by_themselves_or_else_beside_their_questions():
+    assert len(check_turns([("Is there a cyst?", "yes")], FACTS, "en")) == 1
     assert len(check_turns([("Where is the nodule?", "lower right")], FACTS, "en")) == 1
 
 
