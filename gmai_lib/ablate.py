@@ -35,7 +35,7 @@ from random import Random
 import numpy as np
 
 from gmai_lib import config
-from gmai_lib.dataset import build, fidelity, writers
+from gmai_lib.dataset import build, planted, writers
 from gmai_lib.dataset.curate import read_records
 from gmai_lib.evaluation import benchmarks, run
 from gmai_lib.evaluation.items import Item
@@ -90,7 +90,7 @@ class MistakenWriter:
     def write(self, record: Record, facts: tuple[Fact, ...], *, language: str) -> list[Sample]:
         """Return the samples of `record`, as `TemplateWriter.write` does."""
         rng = Random(f"{self.seed}|misread|{record.id}")  # wrong alike in both languages
-        read = fidelity.misread(facts, rng) if rng.random() < self.share else facts
+        read = planted.misread(facts, rng) if rng.random() < self.share else facts
         written = self.templates.write(record, read, language=language)
         return [replace(sample, facts=facts, writer=self.name) for sample in written]
 

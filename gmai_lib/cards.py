@@ -117,7 +117,7 @@ def source_rows(manifest: dict, records: list[dict], ledger: list[dict]) -> list
 def dataset_card(manifest: dict, sources: list[dict], measured: dict[str, int]) -> str:
     """Return README.md of the built dataset.
 
-    `sources` are `source_rows`; `measured` is what fidelity.measure counted.
+    `sources` are `source_rows`; `measured` is what planted.measure counted.
     """
     stated = [
         {"source": row["source"], "license": name, "access": row["access"]}

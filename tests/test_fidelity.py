@@ -15,9 +15,8 @@ from gmai_lib.dataset.fidelity import (
     check_answer,
     check_question,
     check_turns,
-    misread,
-    plant,
 )
+from gmai_lib.dataset.planted import misread, plant
 from gmai_lib.dataset.writers import TemplateWriter
 from gmai_lib.schema import Fact
 
