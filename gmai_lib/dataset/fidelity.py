@@ -356,18 +356,19 @@ def _parse(clause: str, language: str) -> _Clause:
     nothing = _NOTHING[language].search(low) is not None
     low = _NOTHING[language].sub("#", low)
     region = _REGION.search(low) is not None
-    # 未成熟粒细胞 (immature granulocyte) begins like a denial and is none.
-    all_denied = _DENIES_ALL[language].search(_without_terms(low, language)) is not None
     terms = []
     # Each vocabulary takes its terms out, so that "upper left" is no "left" and "OCT" no "CT".
     for kind in ("department", "modality", "place", "thing"):
         pattern, means = _spellings(kind, language)
         for match in pattern.finditer(low):
             number, size, word = match.groups(default="")
-            denied = all_denied or _DENIES_NEXT[language].search(low[: match.start()]) is not None
+            denied = _DENIES_NEXT[language].search(low[: match.start()]) is not None
             number, size = _number(number, language), _size(size)
             terms.append(_Term(kind, means[word], number, size, denied))
         low = pattern.sub(" # ", low)
+    # Only now: 未成熟粒细胞 (immature granulocyte) begins like a denial and is none.
+    if _DENIES_ALL[language].search(low):
+        terms = [replace(term, denied=True) for term in terms]
     return _Clause(
         terms=tuple(terms),
         sides=tuple(_sides(low, language)),

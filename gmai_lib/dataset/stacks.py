@@ -216,7 +216,7 @@ def dicom_volume(
 
     `headers` are those of `dicom_headers`, by path.
     """
-    patients = _all_said(headers, "PatientID")
+    patients = all_said(headers, "PatientID")
     planes, first, uids = [], None, ("", "")
     for path, header in headers.items():
         shown = redacted(recipe, path, patients)
@@ -259,8 +259,8 @@ def dicom_volume(
         modality=MODALITIES[first[1]],
         planes=planes,
         patient="+".join(patients),
-        sex="+".join(_all_said(headers, "PatientSex")),
-        age="+".join(_all_said(headers, "PatientAge")),
+        sex="+".join(all_said(headers, "PatientSex")),
+        age="+".join(all_said(headers, "PatientAge")),
         series=uids[0],
         frame_of_reference=uids[1],
     )
@@ -270,7 +270,8 @@ def dicom_volume(
     return volume
 
 
-def _all_said(headers: dict[str, pydicom.Dataset | None], name: str) -> list[str]:
+def all_said(headers: dict[str, pydicom.Dataset | None], name: str) -> list[str]:
+    """Return what the files say in one field, sorted, each value once."""
     return sorted({text_of(header, name) for header in headers.values()} - {""})
 
 

@@ -55,6 +55,7 @@ from gmai_lib.dataset.segmentations import add_dicom_mask, is_dicom_mask, refere
 from gmai_lib.dataset.stacks import (
     Volume,
     add_mask,
+    all_said,
     counted_values,
     dicom_headers,
     dicom_volume,
@@ -263,7 +264,7 @@ def dicom_tree(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
         by_patient[path.partition("/")[0]].append(path)
     for paths in by_patient.values():  # the headers of one patient at a time
         headers, series, masks = dicom_headers(root, paths), defaultdict(dict), {}
-        patients = sorted({text_of(header, "PatientID") for header in headers.values()} - {""})
+        patients = all_said(headers, "PatientID")
         for path, header in headers.items():
             if is_dicom_mask(header):
                 masks[path] = header
@@ -307,7 +308,7 @@ def dicom_files(recipe: Recipe, root: Path, ledger: Ledger) -> Iterator[Record]:
     """
     paths = [p for p in annotations.files(root, "**/*") if not p.endswith((".py", ".pyc"))]
     headers = {path: dicom_header(root / path) for path in paths}
-    patients = sorted({text_of(header, "PatientID") for header in headers.values()} - {""})
+    patients = all_said(headers, "PatientID")
     fallback = _named_window(recipe, recipe.options.get("window"))
     for path, header in headers.items():
         shown = redacted(recipe, path, patients)

@@ -109,9 +109,8 @@ class ModelAsker:
         """`inputs` for `generate`, with what several rows begin with gone through the model once.
 
         Rows about the same images are equal up to the last of them, options of one question to its
-        end. The keys and values of each
-        distinct beginning are copied to its rows (`past_key_values`); the padding of a row then
-        stands between its images and its question.
+        end. The keys and values of each distinct beginning are copied to its rows
+        (`past_key_values`); the padding of a row then stands between its images and its question.
         """
         import torch
 
